@@ -1,0 +1,294 @@
+"""What the first cells of every notebook need: preset, seed, device, output folder, results."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESERVED = ("run", "exercises")
+PACKAGES = ("galnb", "torch", "torchvision", "numpy", "scikit-image", "matplotlib")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Hold the settings of one run of a notebook and write its `results.json`.
+
+    Parameters
+    ----------
+    name : str
+        Name of the notebook without its ending, such as "02_blending".
+    preset : str
+        One of `galnb.presets.PRESETS`.
+    seed : int
+        Seed of `generator`.
+    device : torch.device
+        Where networks run.
+    folder : Path
+        Everything that the notebook writes goes here.
+    experiment : Any
+        Frozen dataclass from `galnb.presets`, with `.minutes` and `.memory_gib`.
+    generator : torch.Generator
+        CPU generator, already seeded.
+    started : float
+        Reading of `time.perf_counter` at the start.
+
+    Chapter: How to run
+    """
+
+    name: str
+    preset: str
+    seed: int
+    device: torch.device
+    folder: Path
+    experiment: Any
+    generator: torch.Generator
+    started: float
+
+    def summary(self) -> str:
+        """Say in one paragraph what will run, where, and how long it takes.
+
+        Returns
+        -------
+        str
+            Preset, seed, device, expected minutes and memory, output folder.
+
+        Chapter: How to run
+        """
+        minutes, memory = self.experiment.minutes, self.experiment.memory_gib
+        below = self.folder.is_relative_to(Path.cwd())  # a page for others shows no path of this machine
+        folder = self.folder.relative_to(Path.cwd()) if below else Path("…", *self.folder.parts[-2:])
+        length = "less than a minute" if minutes < 1 else f"about {minutes:g} minute{'s' * (minutes != 1)}"
+        return (
+            f"Preset {self.preset!r}, seed {self.seed}: {length} and up to {memory:g} GiB of memory.\n"
+            f"{_device_sentence(self.preset, self.device)}\nResults go to {folder}"
+        )
+
+    def record(self, **values: Any) -> None:
+        """Merge values into `results.json`, all of them or none.
+
+        Parameters
+        ----------
+        **values
+            Numbers, strings, booleans, None, tensors, arrays, paths, or lists and dicts of these.
+            A name that is there already is replaced.
+
+        Raises
+        ------
+        ValueError
+            If a value is NaN or infinite, cannot be written as JSON, or its name is reserved.
+
+        Chapter: How to run
+        """
+        taken = sorted(set(values) & set(RESERVED))
+        if taken:
+            raise ValueError(f"results.json keeps {taken} for itself; record the value under another name")
+        self._merge({key: _plain(value, key) for key, value in values.items()})
+
+    def check(self, exercise: str, answer: Any, expected: Any, *, tolerance: float = 0.0, hint: str) -> str:
+        """Compare the answer of an exercise with the expected one and remember the outcome.
+
+        Parameters
+        ----------
+        exercise : str
+            Name of the exercise, such as "blend-fraction".
+        answer, expected : number, str, bool, tensor, array or sequence of these
+            `answer=None` means that nobody has answered yet.
+        tolerance : float, default 0.0
+            Largest absolute difference that still counts as right.
+        hint : str
+            What to tell a reader whose answer is wrong.
+
+        Returns
+        -------
+        str
+            "Right.", "Not yet: <hint>" or "No answer yet."
+
+        Raises
+        ------
+        ValueError
+            If `tolerance` is negative or not a number.
+
+        Chapter: How to run
+        """
+        if not tolerance >= 0:
+            raise ValueError(f"tolerance is {tolerance}; expected a number >= 0")
+        right = answer is not None and _agree(answer, expected, tolerance)
+        exercises = _read(self.folder / "results.json").get("exercises", {})
+        self._merge({"exercises": {**exercises, exercise: right}})
+        if answer is None:
+            return "No answer yet."
+        return "Right." if right else f"Not yet: {hint}"
+
+    def finish(self) -> str:
+        """Record time and peak memory once more, and say them.
+
+        Returns
+        -------
+        str
+            One sentence with the seconds and GiB used so far.
+
+        Chapter: How to run
+        """
+        self._merge({})
+        seconds, memory = time.perf_counter() - self.started, _peak_memory_gib()
+        return f"Took {seconds:.0f} s" + (f" and at most {memory:.1f} GiB of memory." if memory else ".")
+
+    def _merge(self, values: dict[str, Any]) -> None:
+        path = self.folder / "results.json"
+        run = {
+            "name": self.name,
+            "preset": self.preset,
+            "seed": self.seed,
+            "device": str(self.device),
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "peak_memory_gib": _peak_memory_gib(),
+            "versions": _versions(),
+        }
+        _write(path, {**_read(path), **values, "run": run})
+
+
+def start(name: str, *, preset: str = "quick", seed: int = 0, device: str = "auto", out_dir: str = "") -> Run:
+    """Start a run of a notebook: resolve its settings and begin an empty `results.json`.
+
+    Parameters
+    ----------
+    name : str
+        Name of the notebook without its ending, such as "02_blending".
+    preset : str, default "quick"
+        One of `galnb.presets.PRESETS`.
+    seed : int, default 0
+        Seed of the run's generator, >= 0.
+    device : str, default "auto"
+        "auto" (CUDA if there is one, else CPU) or a name that PyTorch knows, such as "cpu" or "cuda:1".
+    out_dir : str, default ""
+        Folder to write into; empty means `galnb_output` in the folder where the notebook runs.
+        Each notebook takes a sub-folder of its own name, so that two of them never collide.
+
+    Returns
+    -------
+    Run
+        Settings and the methods `summary`, `record`, `check` and `finish`.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is unknown or the folder cannot be written.
+
+    Chapter: How to run
+    """
+    from galnb import presets
+
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(f"name is {name!r}; expected the notebook's name without folder and ending")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; expected a whole number >= 0")
+    experiment = presets.experiment(name, preset)
+    chosen = _device(device)
+    folder = (Path(out_dir or "galnb_output").expanduser() / name).resolve()
+    generator = torch.Generator().manual_seed(seed)
+    run = Run(name, preset, seed, chosen, folder, experiment, generator, time.perf_counter())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "results.json", {})  # numbers of an earlier run must not survive
+        run.record()
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error}); set out_dir to a folder of yours") from error
+    return run
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"device is {device!r}, which PyTorch cannot use here; take 'auto' or 'cpu'") from error
+
+
+def _device_sentence(preset: str, device: torch.device) -> str:
+    if device.type != "cpu":
+        return f"Networks run on {device}; numbers may differ from a CPU's in the last digits."
+    text = f"Networks run on the CPU ({torch.get_num_threads()} threads)"
+    if preset == "gpu":
+        return text + ": the preset was sized for a GPU and will take many times longer than stated."
+    return text + ": everything works, only the trainings are smaller than with preset 'gpu' on a GPU."
+
+
+def _agree(answer: Any, expected: Any, tolerance: float) -> bool:
+    if isinstance(expected, str) or isinstance(answer, str):
+        same = isinstance(expected, str) and isinstance(answer, str)
+        return same and answer.strip().casefold() == expected.strip().casefold()
+    try:
+        given = torch.as_tensor(answer).detach().to("cpu", torch.float64)
+        wanted = torch.as_tensor(expected).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        return type(answer) is type(expected) and bool(answer == expected)
+    return given.shape == wanted.shape and bool(((given - wanted).abs() <= tolerance).all())
+
+
+def _plain(value: Any, key: str) -> Any:
+    """Turn a value into what JSON can hold; NaN has no place in it."""
+    if isinstance(value, dict):
+        return {str(name): _plain(item, f"{key}.{name}") for name, item in value.items()}
+    if hasattr(value, "tolist"):  # tensors, arrays and their scalars
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item, key) for item in value]
+    if isinstance(value, Path | torch.device | torch.dtype):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key} is {value}; results.json takes finite numbers only")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"{key} is a {type(value).__name__}; expected numbers, text, or lists and dicts of these")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(values, file, indent=2, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _peak_memory_gib() -> float | None:
+    """Return the largest resident memory of this process so far; None where the system does not tell."""
+    try:  # Linux hands ru_maxrss down from the parent process, so read the process's own mark there
+        status = Path("/proc/self/status").read_text()
+        return round(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**20, 3)
+    except (OSError, TypeError):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
