@@ -212,7 +212,9 @@ def _device(device: str) -> torch.device:
         torch.empty(0, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"device is {device!r}, which PyTorch cannot use here; take 'auto' or 'cpu'") from error
+        raise ValueError(
+            f"device is {device!r}, which PyTorch cannot use here; take 'auto' or 'cpu'"
+        ) from error
 
 
 def _device_sentence(preset: str, device: torch.device) -> str:
@@ -250,7 +252,9 @@ def _plain(value: Any, key: str) -> Any:
         raise ValueError(f"{key} is {value}; results.json takes finite numbers only")
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise ValueError(f"{key} is a {type(value).__name__}; expected numbers, text, or lists and dicts of these")
+    raise ValueError(
+        f"{key} is a {type(value).__name__}; expected numbers, text, or lists and dicts of these"
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

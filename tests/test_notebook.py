@@ -49,7 +49,12 @@ def test_record_merges_and_takes_tensors(run):
     run.record(first=torch.tensor([1.5, 2.0]), path=Path("a"), nothing=None)
     run.record(second={"deep": (1, True)}, first=torch.tensor(0.25, requires_grad=True))
     kept = results(run)
-    assert (kept["first"], kept["second"], kept["path"], kept["nothing"]) == (0.25, {"deep": [1, True]}, "a", None)
+    assert (kept["first"], kept["second"], kept["path"], kept["nothing"]) == (
+        0.25,
+        {"deep": [1, True]},
+        "a",
+        None,
+    )
     assert [path.name for path in run.folder.iterdir()] == ["results.json"]
 
 
@@ -116,7 +121,10 @@ def test_check_without_an_answer(run):
 def test_summary_and_finish_speak_plainly(run, tmp_path):
     assert all(word in run.summary() for word in ("'quick'", "seed 3", "GiB", "CPU", "02_blending"))
     assert str(tmp_path) not in run.summary()  # pages for others show no path of the machine that made them
-    assert "many times longer" in notebook.start("01_images", preset="gpu", device="cpu", out_dir=str(tmp_path)).summary()
+    assert (
+        "many times longer"
+        in notebook.start("01_images", preset="gpu", device="cpu", out_dir=str(tmp_path)).summary()
+    )
     assert run.finish().startswith("Took ")
 
 
