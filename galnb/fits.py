@@ -34,8 +34,6 @@ def read_fits(path: Path, *, size: int, hdu: int | str) -> tuple[np.ndarray, dic
     FileNotFoundError, ValueError
         As ``galnb.images.fits_cutouts``.
 
-    Notes
-    -----
     Chapter: Galaxies as pixels
     """
     if not path.is_file():

@@ -18,8 +18,6 @@ def sky_level(image: np.ndarray, *, clip: float = 3.0) -> tuple[float, float]:
     level, noise : float
         Median and standard deviation of the pixels that remain, in the unit of the image.
 
-    Notes
-    -----
     Chapter: Galaxies as pixels
     """
     values = np.asarray(image, dtype=np.float64).ravel()
@@ -92,8 +90,6 @@ def why_dropped(source, field_rgb, luminance, segments, *, crop: int, isolated: 
     str or None
         "too small", "cut by the edge", "star", "crowded" or None.
 
-    Notes
-    -----
     Chapter: Galaxies as pixels
     """
     if source.area < 60:  # below this a galaxy (about 4 px across its half light) cannot be told from a star

@@ -45,8 +45,6 @@ class ImageSet:
     ValueError
         If pixels break the image convention, or names or labels do not match them one to one.
 
-    Notes
-    -----
     Chapter: Galaxies as pixels
     """
 
@@ -81,11 +79,9 @@ def check_images(images: torch.Tensor, *, name: str = "images") -> None:
     Raises
     ------
     ValueError
-        With what was given, what is expected and how to get there.
+        With what was given, what is expected and how to get there. A rounding error of 1e-5 is let pass.
 
-    Notes
-    -----
-    A rounding error of 1e-5 beyond the range is tolerated. Chapter: Galaxies as pixels
+    Chapter: Galaxies as pixels
     """
     if not isinstance(images, torch.Tensor):
         raise ValueError(
@@ -339,6 +335,59 @@ def first_radio(*, split: str = "train", size: int = 128, limit: int | None = No
     return ImageSet(pixels, names, "VLA FIRST, 1.4 GHz (Radio Galaxy Dataset)", labels, record)
 
 
+def galaxy10(path: str | Path, *, size: int = 64, limit: int | None = None) -> ImageSet:
+    """Read a Galaxy10 file (SDSS, 69 x 69, or DECaLS, 256 x 256), fetched by ``galnb.fetch``.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        HDF5 file with ``images`` (N, S, S, 3) uint8 and ``ans`` (N,).
+    size : int
+        Side of a returned image, pixels: area average of the full frame, at most S.
+    limit : int or None
+        Keep only the first so many.
+
+    Returns
+    -------
+    ImageSet
+        RGB; labels are the class numbers "0" to "9" of the file.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the file is missing, is no such HDF5 file, or holds smaller images.
+
+    Chapter: Galaxies as pixels
+    """
+    _check_sizes(size=size, limit=limit)
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'Galaxy10 files need h5py; install it with: pip install "galnb[radio]"'
+        ) from error
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{path}: no such file; get it with fetch.fetch("galaxy10_sdss")')
+    try:
+        with h5py.File(path) as file:
+            found, pixels, answers = len(file["images"]), file["images"][:limit], file["ans"][:limit]
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"{path}: not a Galaxy10 file ({error}), expected HDF5 with images and ans"
+        ) from error
+    if size > pixels.shape[1]:
+        raise ValueError(
+            f"size={size}: the images of {path} have {pixels.shape[1]} pixels; averaging only shrinks"
+        )
+    parts = torch.from_numpy(pixels).split(256)  # floats of the whole set would not fit a small machine
+    images = torch.cat([_area_average(part.permute(0, 3, 1, 2).float() / 255, size) for part in parts])
+    names = tuple(f"galaxy10_{number:05d}" for number in range(len(images)))
+    record = {"found": found, "returned": len(images), "size": size}
+    return ImageSet(
+        images, names, "Galaxy10 (Galaxy Zoo labels)", tuple(str(answer) for answer in answers), record
+    )
+
+
 def fits_cutouts(
     paths: str | Path | Sequence[str | Path],
     *,
@@ -447,5 +496,6 @@ SOURCES = {
     "hubble_deep_field": hubble_deep_field,
     "galaxy_zoo": galaxy_zoo,
     "first_radio": first_radio,
+    "galaxy10": galaxy10,
     "fits_cutouts": fits_cutouts,
 }
