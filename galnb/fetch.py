@@ -117,8 +117,8 @@ def fetch(name: str, *, folder: str | Path | None = None, progress: bool = True)
         arrived = partial.stat().st_size if partial.exists() else 0
         if not complete and arrived <= before:
             raise ConnectionError(
-                f"{name}: could not fetch {source.url} ({reason}); {arrived / 1e6:.1f} MB are kept and the next "
-                "call goes on from there; images.hubble_deep_field() and images.first_radio() need no network"
+                f"{name}: could not fetch {source.url} ({reason}); {arrived / 1e6:.1f} MB are kept and the "
+                "next call goes on from there; images.hubble_deep_field() and first_radio() need no network"
             )
     _verify(name, source, partial)
     os.replace(partial, target)

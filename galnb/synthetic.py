@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from galnb.images import ImageSet
+from galnb.imageset import ImageSet
 
 
 def sersic(
