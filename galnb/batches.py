@@ -1,0 +1,94 @@
+"""Endless batches for training, each a function of its number alone, so that a run can be continued exactly."""
+
+from collections.abc import Callable
+
+import torch
+
+from galnb.blending import Perturbation, make_blends
+from galnb.gan import Batch
+from galnb.images import check_images
+
+
+def blend_batches(
+    images: torch.Tensor,
+    *,
+    batch_size: int,
+    seed: int,
+    rule: str = "max",
+    count: int = 2,
+    perturbation: Perturbation = Perturbation(),
+    crop: int | None = None,
+    size: int | None = None,
+) -> Callable[[int], Batch]:
+    """Draw fresh blends for every training step.
+
+    Parameters
+    ----------
+    images : torch.Tensor, shape (B, C, H, W)
+        Galaxies, float32 in [0, 1]; or uint8 in 0..255, to keep thousands of large frames in memory.
+    batch_size : int
+        Blends per batch.
+    seed : int
+        Batch `index` is drawn by a generator seeded with both.
+    rule, count, perturbation, crop, size
+        As in `galnb.blending.make_blends`.
+
+    Returns
+    -------
+    callable
+        ``batches(index)`` -> dict with ``"blended"`` (batch, C, size, size) and ``"galaxies"`` (batch, N, C, size, size).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer images than one blend needs, or a size is not positive.
+
+    Notes
+    -----
+    All images of a batch are turned and mirrored alike by one of the 8 symmetries of the square: galaxies have no
+    preferred direction. Chapter: The deblender GAN
+    """
+    if images.dtype != torch.uint8:
+        check_images(images)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+    if len(images) < count:
+        raise ValueError(f"got {len(images)} images for blends of {count} galaxies; give at least {count}")
+
+    def pick(generator: torch.Generator, number: int) -> torch.Tensor:
+        chosen = images[torch.randint(len(images), (number,), generator=generator)]
+        return chosen.float() / 255 if images.dtype == torch.uint8 else chosen
+
+    def batches(index: int) -> Batch:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        blends = make_blends(
+            pick(generator, batch_size),
+            rule=rule,
+            count=count,
+            perturbation=perturbation,
+            generator=generator,
+            crop=crop,
+            size=size,
+            partners=pick(generator, max(batch_size, count)),
+        )
+        turn = int(torch.randint(8, (), generator=generator))
+        return {"blended": _turned(blends.blended, turn), "galaxies": _turned(blends.galaxies, turn)}
+
+    return batches
+
+
+def mix_batches(*sources: Callable[[int], Batch]) -> Callable[[int], Batch]:
+    """Join the batches of several sources, for example many Galaxy Zoo blends and a few Hubble ones.
+
+    Chapter: The deblender GAN
+    """
+
+    def batches(index: int) -> Batch:
+        parts = [source(index) for source in sources]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    return batches
+
+
+def _turned(images: torch.Tensor, turn: int) -> torch.Tensor:
+    return torch.rot90(images.flip(-1) if turn >= 4 else images, turn % 4, dims=(-2, -1)).contiguous()

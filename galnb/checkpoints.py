@@ -1,0 +1,205 @@
+"""Checkpoints: weights, the whole config and where they came from, in one safetensors file."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from galnb.gan import Gan
+
+FORMAT = "galnb-1"
+# module, config class and builder of each GAN; imported when asked for
+GANS = {"deblender": ("galnb.deblender", "DeblenderConfig", "deblender")}
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Hold a model rebuilt from a file, and the file's account of it.
+
+    Parameters
+    ----------
+    gan : Gan
+        Both networks in eval mode.
+    experiment : dict
+        What made it: data, training config, seeds.
+    step : int
+        Generator steps taken.
+    metrics : dict
+        Figures measured when it was saved.
+
+    Notes
+    -----
+    Chapter: The deblender GAN
+    """
+
+    gan: Gan
+    experiment: dict
+    step: int
+    metrics: dict
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file as a whole: a reader sees the old content or the new, never a part.
+
+    Chapter: The deblender GAN
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(scratch, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def save_checkpoint(
+    path: str | Path,
+    gan: Gan,
+    *,
+    experiment: Mapping,
+    step: int,
+    metrics: Mapping | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write both networks with their config to one file.
+
+    Parameters
+    ----------
+    path : str or Path
+        Target, ending in ``.safetensors``.
+    gan : Gan
+        What to save.
+    experiment : mapping
+        How it was made; must be JSON.
+    step : int
+        Generator steps taken.
+    metrics : mapping, optional
+        Figures measured with these weights; must be JSON.
+    dtype : torch.dtype
+        Precision of the stored weights. Batch statistics and counters keep theirs.
+
+    Returns
+    -------
+    Path
+        The file written. It appears whole or not at all.
+
+    Notes
+    -----
+    Chapter: The deblender GAN
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path is {path}; expected a name that ends in .safetensors")
+    tensors = {}
+    for part, module in (("generator", gan.generator), ("discriminator", gan.discriminator)):
+        for name, tensor in module.state_dict().items():
+            keep = not tensor.is_floating_point() or "running_" in name
+            tensors[f"{part}.{name}"] = tensor.detach().cpu().to(tensor.dtype if keep else dtype).contiguous()
+    header = {
+        "gan": gan.name,
+        "config": asdict(gan.config),
+        "experiment": dict(experiment),
+        "step": step,
+        "metrics": dict(metrics or {}),
+        "torch": torch.__version__,
+    }
+    write_atomically(path, save(tensors, metadata={"format": FORMAT, "galnb": json.dumps(header)}))
+    return path
+
+
+def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> Checkpoint:
+    """Rebuild a GAN from a file alone.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file that `save_checkpoint` wrote, or the name of shipped weights.
+    device : str or torch.device
+        Where the networks go.
+
+    Returns
+    -------
+    Checkpoint
+        Networks in float32, in eval mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged, foreign or of a GAN that this version does not know.
+
+    Notes
+    -----
+    Nothing in the file is executed: safetensors holds numbers and text only. Chapter: The deblender GAN
+    """
+    path = Path(path)
+    if not path.is_file():
+        if path.suffix == "" and path.name == str(path):
+            path = shipped(str(path))
+        else:
+            raise FileNotFoundError(f"no checkpoint at {path}; expected a .safetensors file written by save_checkpoint")
+    header, tensors = _read(path)
+    module, config_class, build = GANS[header["gan"]]
+    module = import_module(module)
+    gan = getattr(module, build)(getattr(module, config_class)(**header["config"]))
+    for part, network in (("generator", gan.generator), ("discriminator", gan.discriminator)):
+        own = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
+        try:
+            network.load_state_dict(own)
+        except RuntimeError as error:
+            raise ValueError(f"{path}: the weights of the {part} do not fit its own config: {error}") from error
+        network.to(device).eval()
+    return Checkpoint(gan, header["experiment"], header["step"], header["metrics"])
+
+
+def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}); fetch or train it again") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} was not written by galnb (format {metadata.get('format')!r}, expected {FORMAT!r})")
+    header = json.loads(metadata["galnb"])
+    if header["gan"] not in GANS:
+        raise ValueError(f"{path} holds a {header['gan']!r}; this version knows {sorted(GANS)}")
+    return header, tensors
+
+
+def shipped(name: str) -> Path:
+    """Find weights that come with the package.
+
+    Parameters
+    ----------
+    name : str
+        For example ``"deblender-bounded"``; earlier stages are ``"deblender-bounded@early"`` and ``"...@middle"``.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ValueError
+        If there are no such weights; the message lists those that exist.
+
+    Notes
+    -----
+    Chapter: The deblender GAN
+    """
+    known = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+    if name not in known:
+        raise ValueError(f"no shipped weights are named {name!r}; known are {known or 'none yet'}")
+    return WEIGHTS / f"{name}.safetensors"

@@ -1,0 +1,127 @@
+"""Losses: what the generator and the discriminator are asked to make small, each with its equation."""
+
+from itertools import permutations
+
+import torch
+from torch.nn import functional
+
+
+def discriminator_bce(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+    """Ask for 1 on real images and 0 on generated ones.
+
+    Parameters
+    ----------
+    real_logits, fake_logits : torch.Tensor, shape (B, 1)
+        Outputs of the discriminator before the sigmoid.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar, 2 ln 2 = 1.386 when the discriminator is at a loss.
+
+    Notes
+    -----
+    BCE(D(x), 1) + BCE(D(G), 0), the minimax loss of Goodfellow et al. 2014. Chapter: The deblender GAN
+    """
+    return functional.binary_cross_entropy_with_logits(
+        real_logits, torch.ones_like(real_logits)
+    ) + functional.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+
+
+def generator_bce(fake_logits: torch.Tensor) -> torch.Tensor:
+    """Ask for 1 on generated images: the non-saturating generator loss BCE(D(G), 1).
+
+    Chapter: The deblender GAN
+    """
+    return functional.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
+
+
+def per_image_mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Average squared differences over one image.
+
+    Parameters
+    ----------
+    predicted, truth : torch.Tensor, shape (B, N, C, H, W)
+
+    Returns
+    -------
+    torch.Tensor, shape (B, N)
+
+    Notes
+    -----
+    Chapter: The deblender GAN
+    """
+    return (predicted.float() - truth.float()).square().mean(dim=(-3, -2, -1))
+
+
+def mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Average squared differences over everything, as in Reiman & Göhre 2019.
+
+    Chapter: The deblender GAN
+    """
+    return per_image_mse(predicted, truth).mean()
+
+
+def log_mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Average log10 of the per-image MSE: minus a tenth of the mean PSNR, up to a constant.
+
+    Where `mse` is ruled by the few worst images, every image counts alike here, as it does in a mean of decibels.
+
+    Chapter: The deblender GAN
+    """
+    return (per_image_mse(predicted, truth) + 1e-7).log10().mean()
+
+
+RECONSTRUCTIONS = {"mse": mse, "log_mse": log_mse}
+
+
+def match_galaxies(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Order the true galaxies as the generator drew them.
+
+    Galaxy 0 is the unperturbed central one and stays. The others carry no order of their own when there are two or
+    more, so per blend the order with the smallest squared error is taken.
+
+    Parameters
+    ----------
+    predicted, truth : torch.Tensor, shape (B, N, C, H, W)
+
+    Returns
+    -------
+    torch.Tensor, shape (B, N, C, H, W)
+        `truth` with galaxies 1..N-1 rearranged.
+
+    Notes
+    -----
+    Chapter: The deblender GAN
+    """
+    count = truth.shape[1]
+    if count < 3:
+        return truth
+    orders = torch.tensor([(0, *order) for order in permutations(range(1, count))], device=truth.device)
+    with torch.no_grad():
+        errors = torch.stack([per_image_mse(predicted, truth[:, order]).sum(1) for order in orders])
+    best = orders[errors.argmin(0)]  # (B, N)
+    return truth[torch.arange(len(truth), device=truth.device)[:, None], best]
+
+
+def feature_loss(predicted: torch.Tensor, truth: torch.Tensor, features: torch.nn.Module) -> torch.Tensor:
+    """Compare images by what a fixed network sees in them.
+
+    Parameters
+    ----------
+    predicted, truth : torch.Tensor, shape (B, N, C, H, W)
+        Images in [0, 1].
+    features : torch.nn.Module
+        Network from `galnb.features`, (B, C, H, W) in [0, 1] -> any tensor.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar: the burn-in loss, sum over branches of MSE(phi(x), phi(y)).
+
+    Notes
+    -----
+    Reiman & Göhre 2019 use VGG19, block5_conv4. Chapter: The deblender GAN
+    """
+    count = predicted.shape[1]
+    return count * functional.mse_loss(features(predicted.flatten(0, 1)), features(truth.flatten(0, 1)))

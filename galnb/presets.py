@@ -1,0 +1,184 @@
+"""Named experiments: what each notebook does at ``quick``, ``laptop`` and ``gpu``."""
+
+from dataclasses import dataclass
+
+from galnb.deblender import DeblenderConfig
+from galnb.training import TrainingConfig
+
+PRESETS = ("quick", "laptop", "gpu")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Say how much a notebook without training does.
+
+    Parameters
+    ----------
+    minutes, memory_gib : float
+        What to expect on two cores (``gpu``: on one current GPU).
+    images : int
+        Galaxies to load; 0 for all.
+
+    Notes
+    -----
+    Chapter: How to run
+    """
+
+    minutes: float
+    memory_gib: float
+    images: int = 0
+
+
+@dataclass(frozen=True)
+class DeblenderExperiment:
+    """Say how a deblender is trained: on what, which networks, for how long.
+
+    Parameters
+    ----------
+    minutes, memory_gib : float
+        What to expect on two cores (``gpu``: on one current GPU).
+    model : DeblenderConfig
+        The networks.
+    training : TrainingConfig
+        The run.
+    batch_size : int
+        Blends per step.
+    images : int
+        Galaxies to load; 0 for all.
+    rule, fill : str
+        How light adds up, and what fills the uncovered frame.
+
+    Notes
+    -----
+    Chapter: The deblender GAN
+    """
+
+    minutes: float
+    memory_gib: float
+    model: DeblenderConfig
+    training: TrainingConfig
+    batch_size: int = 16
+    images: int = 0
+    rule: str = "max"
+    fill: str = "zeros"
+
+
+_SMALL = {"discriminator_width": 16, "dense": 32}
+_QUICK = DeblenderExperiment(
+    minutes=1,
+    memory_gib=1.5,
+    model=DeblenderConfig(width=12, root_blocks=2, branch_blocks=1, **_SMALL),
+    training=TrainingConfig(steps=150, burn_in=30, learning_rate=2e-3, save_every=50),
+    batch_size=8,
+)
+_PAPER = {
+    "laptop": DeblenderExperiment(
+        minutes=120,
+        memory_gib=4,
+        model=DeblenderConfig(width=16, **_SMALL),
+        training=TrainingConfig(
+            steps=12_000, burn_in=200, learning_rate=1e-3, discriminator_learning_rate=1e-4, save_every=250
+        ),
+        batch_size=4,
+    ),
+    "gpu": DeblenderExperiment(
+        minutes=600,
+        memory_gib=8,
+        model=DeblenderConfig(),
+        training=TrainingConfig(steps=202_000, burn_in=2_000, precision="bf16-mixed", channels_last=True),
+        batch_size=16,
+    ),
+}
+_GATED = {
+    "reconstruction": "log_mse",
+    "generator": "gated",
+    **_SMALL,
+}
+_BOUNDED = {
+    "laptop": DeblenderExperiment(
+        minutes=120,
+        memory_gib=6,
+        model=DeblenderConfig(**_GATED),
+        training=TrainingConfig(
+            steps=9_000,
+            learning_rate=2e-3,
+            discriminator_learning_rate=2e-4,
+            betas=(0.9, 0.99),
+            weight_decay=1e-3,
+            schedule="late_decay",
+            warmup=200,
+            discriminator_every=4,
+            ema=0.999,
+            gradient_clip=1.0,
+            channels_last=True,
+            save_every=250,
+        ),
+        batch_size=16,
+    ),
+    "gpu": DeblenderExperiment(
+        minutes=240,
+        memory_gib=10,
+        model=DeblenderConfig(**{**_GATED, "widths": (96, 192, 288, 384), "discriminator_width": 64, "dense": 1024}),
+        training=TrainingConfig(
+            steps=200_000,
+            learning_rate=2e-3,
+            discriminator_learning_rate=2e-4,
+            betas=(0.9, 0.99),
+            weight_decay=1e-3,
+            schedule="late_decay",
+            warmup=1_000,
+            discriminator_every=4,
+            ema=0.9995,
+            gradient_clip=1.0,
+            precision="bf16-mixed",
+            channels_last=True,
+            compile=True,
+            save_every=2_000,
+        ),
+        batch_size=64,
+    ),
+}
+
+
+def _same(experiment: Experiment) -> dict[str, Experiment]:
+    return {preset: experiment for preset in PRESETS}
+
+
+EXPERIMENTS = {
+    "01_images": _same(Experiment(minutes=0.5, memory_gib=1)),
+    "02_blending": _same(Experiment(minutes=0.5, memory_gib=1.5)),
+    "04_deblender": {"quick": _QUICK, **_PAPER},
+    "06_polarized_lrp": {"quick": _QUICK, **_PAPER},
+    "deblender-paper": {"quick": _QUICK, **_PAPER},
+    "deblender-bounded": {"quick": _QUICK, **_BOUNDED},
+}
+
+
+def experiment(name: str, preset: str) -> Experiment | DeblenderExperiment:
+    """Look up what a notebook or a training run does at a preset.
+
+    Parameters
+    ----------
+    name : str
+        A notebook such as ``"04_deblender"``, or shipped weights such as ``"deblender-bounded"``.
+    preset : str
+        ``"quick"``, ``"laptop"`` or ``"gpu"``.
+
+    Returns
+    -------
+    Experiment or DeblenderExperiment
+
+    Raises
+    ------
+    ValueError
+        If either name is unknown; the message lists the known ones.
+
+    Notes
+    -----
+    Chapter: How to run
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"no experiment is named {name!r}; known are {sorted(EXPERIMENTS)}")
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is unknown; known are {', '.join(PRESETS)}")
+    return EXPERIMENTS[name][preset]
