@@ -6,7 +6,9 @@ image, (...), so that `Blends.galaxies` (B, N, C, H, W) go in as they are and gi
 
 import math
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch.nn import functional
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -40,7 +42,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor, *, data_range: float) -> torch.Tensor
     Chapter: Evaluation
     """
     _check_pair(a, b, data_range)
-    error = (a.double() - b.double()).square().mean((-3, -2, -1))
+    error = (a - b).square().mean((-3, -2, -1), dtype=torch.float64)
     return (10 * torch.log10(data_range**2 / error)).float()
 
 
@@ -82,18 +84,32 @@ def ssim(a: torch.Tensor, b: torch.Tensor, *, data_range: float, window: int = 7
     _check_pair(a, b, data_range)
     if window % 2 == 0 or not 3 <= window <= min(a.shape[-2:]):
         raise ValueError(f"window is {window}; expected an odd number from 3 to {min(a.shape[-2:])}")
-    lead, (c, h, w) = a.shape[:-3], a.shape[-3:]
-    x, y = (values.reshape(-1, c, h, w).double() for values in (a, b))  # small differences of squares: 64 bit
-    moments = torch.cat([x, y, x * x, y * y, x * y], dim=1)
-    for size in ((window, 1), (1, window)):
-        moments = functional.avg_pool2d(moments, size, stride=1)
-    mean_x, mean_y, xx, yy, xy = moments.chunk(5, dim=1)
+    pairs = zip(a.flatten(0, -4).split(16), b.flatten(0, -4).split(16), strict=True)  # 16 fit into the cache
+    return torch.cat([_ssim(x.float(), y.float(), data_range, window) for x, y in pairs]).reshape(
+        a.shape[:-3]
+    )
+
+
+def _ssim(x: torch.Tensor, y: torch.Tensor, data_range: float, window: int) -> torch.Tensor:
+    rows, columns = (  # (positions, pixels): the mean over a window as two products of matrices
+        torch.eye(size, device=x.device).unfold(0, window, 1).sum(-1) / window for size in x.shape[-2:]
+    )
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return rows @ values @ columns.T
+
+    # without the common level, because differences of large squares lose digits
+    level = (x + y).mean((-3, -2, -1), keepdim=True) / 2  # taken off first: differences of large squares lose
+    digits x, y = x - level, y - level
+    mean_x, mean_y = mean(x), mean(y)
     unbiased = window**2 / (window**2 - 1)
+    covariance = unbiased * (mean(x * y) - mean_x * mean_y)
+    variances = unbiased * (mean(x.square() + y.square()) - mean_x.square() - mean_y.square())
+    mean_x, mean_y = mean_x + level, mean_y + level
     product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
-    covariance, variances = unbiased * (xy - product), unbiased * (xx + yy - squares)
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     similarity = (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
-    return similarity.mean((-3, -2, -1)).reshape(lead).float()
+    return similarity.mean((-3, -2, -1))
 
 
 def cosine_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -128,11 +144,6 @@ def apertures(
     torch.Tensor, (..., 1, H, W), bool
         Empty where nothing rises above the noise within 2 pixels of the centre.
 
-    Raises
-    ------
-    ValueError
-        If shapes do not fit or values are not finite floats.
-
     Notes
     -----
     As SourceExtractor without deblending: channels added, sky and noise from the outermost 5 pixels (3-sigma
@@ -156,9 +167,9 @@ def apertures(
     y, x = _grid(h, w, light)
     shift = offsets.reshape(-1, 2).to(light)[..., None, None, None]
     near = (x - shift[:, 0]).square() + (y - shift[:, 1]).square() <= 4
-    region, size = bright & near, -1
-    while size != (size := int(region.sum())):  # grow until nothing is added
-        region = (functional.max_pool2d(region.float(), 3, 1, 1) > 0) & bright
+    region = torch.stack(
+        [_touching(*pair) for pair in zip(bright[:, 0], near.expand_as(bright)[:, 0], strict=True)]
+    )
     return region.reshape(*lead, 1, h, w)
 
 
@@ -177,11 +188,6 @@ def flux_error(estimate: torch.Tensor, truth: torch.Tensor, *, aperture: torch.T
     torch.Tensor, (...)
         (estimated - true) / true flux, each above its own sky; positive: too bright. NaN where the aperture
         is empty.
-
-    Raises
-    ------
-    ValueError
-        If shapes do not fit or values are not finite floats.
 
     Notes
     -----
@@ -237,12 +243,16 @@ def summary(values: torch.Tensor) -> dict[str, float]:
     return {"count": len(values), "mean": float(values.mean()), "std": spread, **percentiles}
 
 
-def _check(images: torch.Tensor) -> None:
-    if images.ndim < 4 or not images.is_floating_point() or not images.isfinite().all():
-        raise ValueError(
-            f"got {images.dtype} of shape {tuple(images.shape)}; expected finite floats (..., C, H, W) with "
-            "at least one batch axis; from 8 bit take pixels.float() / 255"
-        )
+def _check(images: torch.Tensor) -> tuple[float, float]:
+    """Return the smallest and largest value of images that are what they should be."""
+    if images.ndim >= 4 and images.is_floating_point() and images.numel():
+        low, high = (float(value) for value in images.aminmax())
+        if math.isfinite(low) and math.isfinite(high):
+            return low, high
+    raise ValueError(
+        f"got {images.dtype} of shape {tuple(images.shape)}; expected finite floats (..., C, H, W) with "
+        "at least one batch axis; from 8 bit take pixels.float() / 255"
+    )
 
 
 def _check_pair(a: torch.Tensor, b: torch.Tensor, data_range: float) -> None:
@@ -250,9 +260,8 @@ def _check_pair(a: torch.Tensor, b: torch.Tensor, data_range: float) -> None:
         raise ValueError(f"got shapes {tuple(a.shape)} and {tuple(b.shape)}; expected the same")
     if not data_range > 0:
         raise ValueError(f"data_range is {data_range}; expected a number > 0, 1 for images in [0, 1]")
-    _check(a)
-    _check(b)
-    low, high = float(min(a.min(), b.min())), float(max(a.max(), b.max()))
+    lows, highs = zip(_check(a), _check(b), strict=True)
+    low, high = min(lows), max(highs)
     if high - low > data_range * (1 + 1e-4):
         raise ValueError(f"values run from {low:g} to {high:g}, wider than data_range={data_range:g}")
 
@@ -277,6 +286,13 @@ def _sky(light: torch.Tensor, ring: int = 5, rounds: int = 5) -> tuple[torch.Ten
     middle = values.nanmedian(1).values
     noise = (values - values.nanmean(1, keepdim=True)).square().nanmean(1).sqrt().clamp(min=0.003)
     return middle[:, None, None, None], noise[:, None, None, None]
+
+
+def _touching(bright: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+    """Return the 8-connected regions of (H, W) `bright` that reach into `near`."""
+    regions, _ = ndimage.label(bright.cpu().numpy(), np.ones((3, 3)))
+    chosen = np.unique(regions[(near & bright).cpu().numpy()])
+    return torch.from_numpy(np.isin(regions, chosen)).to(bright.device)
 
 
 def _light(images: torch.Tensor, aperture: torch.Tensor) -> torch.Tensor:

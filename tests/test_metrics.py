@@ -46,15 +46,16 @@ def test_psnr_and_ssim_equal_scikit_image(seed, data_range):
         options = {"channel_axis": 0} if witness is structural_similarity else {}
         ours = function(a, b, data_range=data_range)
         for index in range(len(a)):
-            # both compute from the same values in 64 bit; ours is returned in 32 bit, hence relative 1e-6
+            # the witness computes in 64 bit, our SSIM in 32 bit
             wanted = witness(
                 a[index].double().numpy(), b[index].double().numpy(), data_range=data_range, **options
             )
-            assert ours[index].item() == pytest.approx(wanted, rel=1e-6)
+            assert ours[index].item() == pytest.approx(wanted, abs=1e-5)
 
 
-def test_ssim_equals_scikit_image_on_dark_images_and_other_windows():
-    a, b = (image * 0.02 for image in pairs(3))
+@pytest.mark.parametrize("level", [0.0, 0.95])
+def test_ssim_equals_scikit_image_on_flat_images_and_other_windows(level):
+    a, b = (level + image * 0.02 for image in pairs(3))
     for window in (3, 7, 11):
         wanted = [
             structural_similarity(
@@ -62,14 +63,14 @@ def test_ssim_equals_scikit_image_on_dark_images_and_other_windows():
             )
             for pair in zip(a, b, strict=True)
         ]
-        assert metrics.ssim(a, b, data_range=1, window=window).tolist() == pytest.approx(wanted, abs=1e-6)
+        assert metrics.ssim(a, b, data_range=1, window=window).tolist() == pytest.approx(wanted, abs=1e-5)
 
 
 def test_equal_images_are_perfect_and_order_does_not_matter():
     a, b = pairs(2)
     assert metrics.psnr(a, a, data_range=1).isinf().all()
     assert metrics.ssim(a, a, data_range=1).tolist() == pytest.approx([1] * 4)
-    assert torch.equal(metrics.ssim(a, b, data_range=1), metrics.ssim(b, a, data_range=1))
+    assert torch.allclose(metrics.ssim(a, b, data_range=1), metrics.ssim(b, a, data_range=1), atol=1e-6)
     # an error of 0.1 everywhere is 20 dB by definition
     flat = torch.full((1, 1, 8, 8), 0.5)
     assert metrics.psnr(flat, flat + 0.1, data_range=1).item() == pytest.approx(20, abs=1e-4)
