@@ -99,8 +99,8 @@ def _ssim(x: torch.Tensor, y: torch.Tensor, data_range: float, window: int) -> t
         return rows @ values @ columns.T
 
     # without the common level, because differences of large squares lose digits
-    level = (x + y).mean((-3, -2, -1), keepdim=True) / 2  # taken off first: differences of large squares lose
-    digits x, y = x - level, y - level
+    level = (x + y).mean((-3, -2, -1), keepdim=True) / 2
+    x, y = x - level, y - level
     mean_x, mean_y = mean(x), mean(y)
     unbiased = window**2 / (window**2 - 1)
     covariance = unbiased * (mean(x * y) - mean_x * mean_y)
