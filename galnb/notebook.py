@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import re
 import sys
@@ -13,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from galnb import presets
+from galnb.checkpoints import write_atomically
 
 RESERVED = ("run", "exercises")
 PACKAGES = ("galnb", "torch", "torchvision", "numpy", "scikit-image", "matplotlib")
@@ -185,8 +187,6 @@ def start(name: str, *, preset: str = "quick", seed: int = 0, device: str = "aut
 
     Chapter: How to run
     """
-    from galnb import presets
-
     if not re.fullmatch(r"[\w-]+", name):
         raise ValueError(f"name is {name!r}; expected the notebook's name without folder and ending")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -197,7 +197,6 @@ def start(name: str, *, preset: str = "quick", seed: int = 0, device: str = "aut
     generator = torch.Generator().manual_seed(seed)
     run = Run(name, preset, seed, chosen, folder, experiment, generator, time.perf_counter())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "results.json", {})  # numbers of an earlier run must not survive
         run.record()
     except OSError as error:
@@ -262,15 +261,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(values, file, indent=2, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, json.dumps(values, indent=2, allow_nan=False).encode())
 
 
 def _versions() -> dict[str, str]:
