@@ -56,7 +56,7 @@ constraints:
 	rm -r constraints.new $(VENV)-constraints
 
 clean:
-	rm -rf _build .pytest_cache .ruff_cache
+	rm -rf _build notebooks/galnb_output .pytest_cache .ruff_cache
 
 distclean: clean
 	rm -rf $(VENV)

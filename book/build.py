@@ -1,6 +1,6 @@
 """Make the book: run every notebook that needs it, render all pages strictly, print the address.
 
-    python -m book.build [--preset quick] [--seed 0]
+python -m book.build [--preset quick] [--seed 0]
 """
 
 import argparse

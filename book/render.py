@@ -19,6 +19,10 @@ import yaml
 
 from book.run_notebooks import ROOT, Executed
 
+PROMPTS = {
+    "solution": "solution",
+    "install": "installation, for Colab and other machines",
+}  # of folded cells, by tag
 STRICT = ["--all", "-n", "-W", "--keep-going"]  # --all: an unchanged page must show its warnings again
 
 
@@ -37,7 +41,9 @@ def render(executed: list[Executed], *, root: Path = ROOT) -> Path:
     (root / "_build" / "render.log").write_text(done.stdout, encoding="utf-8")
     if done.returncode:
         telling = [line for line in done.stdout.splitlines() if re.search("WARNING|ERROR|Exception", line)]
-        raise RenderFailed("\n".join(telling or done.stdout.splitlines()[-40:]) + "\nAll of it: _build/render.log")
+        raise RenderFailed(
+            "\n".join(telling or done.stdout.splitlines()[-40:]) + "\nAll of it: _build/render.log"
+        )
     return root / "_build" / "html" / "index.html"
 
 
@@ -45,13 +51,16 @@ def stage(executed: list[Executed], *, root: Path = ROOT) -> Path:
     """Assemble `_build/source` anew and return it."""
     source = root / "_build" / "source"
     shutil.rmtree(source, ignore_errors=True)
-    shutil.copytree(root / "book", source / "book", ignore=shutil.ignore_patterns("*.py", "__pycache__", ".*"))
+    shutil.copytree(
+        root / "book", source / "book", ignore=shutil.ignore_patterns("*.py", "__pycache__", ".*")
+    )
     (source / "notebooks").mkdir()
     figures = source / "book" / "_figures"
     figures.mkdir()
     for one in executed:
-        shutil.copy(one.notebook, source / "notebooks")
-        save_figures(one.notebook, figures)
+        notebook = nbformat.read(one.notebook, 4)
+        save_figures(notebook, figures)
+        nbformat.write(with_prompts(notebook), source / "notebooks" / one.notebook.name)
     shutil.copy(root / "_toc.yml", source)
     shutil.copy(root / "CHANGELOG.md", source)
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
@@ -61,9 +70,20 @@ def stage(executed: list[Executed], *, root: Path = ROOT) -> Path:
     return source
 
 
-def save_figures(notebook: Path, folder: Path) -> None:
+def with_prompts(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Let each folded cell say what is in it instead of "Show code cell content"."""
+    for cell in notebook.cells:
+        for tag in set(cell.metadata.get("tags", [])) & set(PROMPTS):
+            prompts = {
+                f"code_prompt_{verb.lower()}": f"{verb} the {PROMPTS[tag]}" for verb in ("Show", "Hide")
+            }
+            cell.metadata["mystnb"] = {**prompts, **cell.metadata.get("mystnb", {})}
+    return notebook
+
+
+def save_figures(notebook: nbformat.NotebookNode, folder: Path) -> None:
     """Write the first picture of each cell with a figure name as `<name>.png`, for use in prose pages."""
-    for cell in nbformat.read(notebook, 4).cells:
+    for cell in notebook.cells:
         name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
         pictures = [o.data["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
         if name and pictures:
@@ -82,7 +102,9 @@ def substitutions(executed: list[Executed]) -> dict[str, str]:
 
 def _flat(name: str, value) -> dict[str, str]:
     if isinstance(value, dict):
-        return {key: text for part, item in value.items() for key, text in _flat(f"{name}_{part}", item).items()}
+        return {
+            key: text for part, item in value.items() for key, text in _flat(f"{name}_{part}", item).items()
+        }
     if isinstance(value, list) or value is None:
         return {}
     text = f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -109,7 +131,9 @@ def versions(executed: list[Executed]) -> str:
         found |= one.results.get("run", {}).get("versions", {})
     for package in ("jupyter-book", "sphinx", "myst-nb", "papermill"):
         found[package] = importlib.metadata.version(package)
-    return "\n".join(["| package | version |", "| :-- | :-- |", *(f"| {k} | {v} |" for k, v in found.items())])
+    return "\n".join(
+        ["| package | version |", "| :-- | :-- |", *(f"| {k} | {v} |" for k, v in found.items())]
+    )
 
 
 def _use_local_mathjax(sphinx_config: dict, source: Path) -> None:

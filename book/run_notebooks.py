@@ -121,7 +121,11 @@ def galnb_modules(source: str, root: Path = ROOT) -> set[Path]:
 
 def _imported(source: str) -> Iterator[str]:
     """Yield candidates for module names inside `galnb` from the import statements of Python source."""
-    for node in ast.walk(ast.parse(source)):
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # the run itself reports it
+        return
+    for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -145,7 +149,14 @@ def _execute(path: Path, folder: Path, parameters: dict, root: Path) -> dict:
         work = Path(name).resolve()
         outputs = work / "galnb_output"
         values = {**parameters, "out_dir": str(outputs)}
-        command = [sys.executable, "-m", "papermill", str(path), str(work / "executed.ipynb"), "--no-progress-bar"]
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(path),
+            str(work / "executed.ipynb"),
+            "--no-progress-bar",
+        ]
         command += ["--kernel", "python3", "--cwd", str(work), "--parameters_yaml", json.dumps(values)]
         command += ["--execution-timeout", str(CELL_SECONDS.get(parameters["preset"], 600))]
         environment = {name: value for name, value in os.environ.items() if name != "GALNB_DATA"}
@@ -178,7 +189,11 @@ def _wait(child: subprocess.Popen) -> tuple[int, float | None]:
 
 def merge(source: nbformat.NotebookNode, executed: nbformat.NotebookNode, parameters: dict):
     """Put the outputs of a run into the present source and show the parameters it ran with."""
-    ran = [cell for cell in executed.cells if cell.cell_type == "code" and "injected-parameters" not in _tags(cell)]
+    ran = [
+        cell
+        for cell in executed.cells
+        if cell.cell_type == "code" and "injected-parameters" not in _tags(cell)
+    ]
     for cell, done in zip([c for c in source.cells if c.cell_type == "code"], ran, strict=True):
         cell.outputs, cell.execution_count = done.outputs, done.execution_count
         if "parameters" in _tags(cell):
@@ -216,7 +231,10 @@ def run_all(*, preset: str = "quick", seed: int = 0, root: Path = ROOT) -> list[
     for path in notebook_paths(root):
         print(f"{path.stem} ... ", end="", flush=True)
         one = run(path, preset=preset, seed=seed, root=root)
-        print(f"{'unchanged' if one.cached else 'ran'} ({one.seconds:.0f} s, {one.peak_memory_gib} GiB)", flush=True)
+        print(
+            f"{'unchanged' if one.cached else 'ran'} ({one.seconds:.0f} s, {one.peak_memory_gib} GiB)",
+            flush=True,
+        )
         executed.append(one)
     return executed
 
