@@ -42,12 +42,13 @@ def hubble_deep_field(
     from skimage import data
 
     field_rgb = data.hubble_deep_field().astype(np.float32) / 255
-    luminance = field_rgb.mean(axis=2)
+    luminance, colour = field_rgb.mean(axis=2), field_rgb[..., 2] - field_rgb[..., 0]
     level, noise = sky_level(luminance)
-    segments, sources = _find_sources(luminance - level, noise)
+    luminance -= level
+    segments, sources = _find_sources(luminance, noise)
     dropped, kept = Counter(), []
     for source in sources:
-        reason = _why_dropped(source, field_rgb, luminance - level, segments, crop=crop, isolated=isolated)
+        reason = _why_dropped(source, colour, luminance, segments, crop=crop, isolated=isolated)
         if reason is None:
             kept.append(source)
         else:
@@ -104,7 +105,7 @@ def sky_level(image: np.ndarray, *, clip: float = 3.0) -> tuple[float, float]:
 
 
 def _find_sources(luminance: np.ndarray, noise: float) -> tuple[np.ndarray, list]:
-    """Segment what stands 3 sigma above the sky after smoothing by 1 px, split by a watershed at its peaks."""
+    """Segment what stands 3 sigma above the sky (smoothed by 1 px), split by a watershed at its peaks."""
     from scipy import ndimage
     from skimage import feature, measure, segmentation
 
@@ -119,7 +120,7 @@ def _find_sources(luminance: np.ndarray, noise: float) -> tuple[np.ndarray, list
     return segments, measure.regionprops(segments, intensity_image=luminance)
 
 
-def _why_dropped(source, field_rgb, luminance, segments, *, crop: int, isolated: bool) -> str | None:
+def _why_dropped(source, colour, luminance, segments, *, crop: int, isolated: bool) -> str | None:
     """Name the reason why a source gives no good stamp, or return None if it does."""
     if source.area < 60:  # below this a galaxy (about 4 px across its half light) cannot be told from a star
         return "too small"
@@ -129,7 +130,7 @@ def _why_dropped(source, field_rgb, luminance, segments, *, crop: int, isolated:
     touches = top == 0 or left == 0 or bottom == height or right == width
     if touches or y < 0 or x < 0 or y + crop > height or x + crop > width:
         return "cut by the edge"
-    if _spike_strength(field_rgb, source) > 0.04:  # the two stars: 0.07, 0.05; every galaxy: below 0.025
+    if _spike_strength(colour, source) > 0.04:  # the two stars: 0.07, 0.05; every galaxy: below 0.025
         return "star"
     window = np.s_[y : y + crop, x : x + crop]
     others = luminance[window][(segments[window] > 0) & (segments[window] != source.label)].sum()
@@ -138,7 +139,7 @@ def _why_dropped(source, field_rgb, luminance, segments, *, crop: int, isolated:
     return None
 
 
-def _spike_strength(field_rgb: np.ndarray, source) -> float:
+def _spike_strength(colour: np.ndarray, source) -> float:
     """Measure the cross of a star: four-fold blue-minus-red amplitude, 8 to 16 px from the peak.
 
     The arms of the visible (blue) and infrared (red) camera stand 45 degrees apart. A neighbour lights one
@@ -151,7 +152,6 @@ def _spike_strength(field_rgb: np.ndarray, source) -> float:
     radius = np.arange(8, 16, 0.5)[:, None]
     angle = np.linspace(0, 2 * np.pi, 120, endpoint=False)
     where = [y + source.bbox[0] + radius * np.sin(angle), x + source.bbox[1] + radius * np.cos(angle)]
-    colour = field_rgb[..., 2] - field_rgb[..., 0]
     ring = np.median(ndimage.map_coordinates(colour, where, order=1, mode="nearest"), axis=0)
     quadrant = np.median(ring.reshape(4, 30), axis=0)
     return float((quadrant * np.cos(4 * angle[:30])).mean())
