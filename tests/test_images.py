@@ -12,7 +12,6 @@ from PIL import Image
 
 from galnb import images
 
-
 needs_radio = pytest.mark.skipif(
     find_spec("firstgalaxydata") is None,
     reason='firstgalaxydata is not installed: pip install "galnb[radio]"',
