@@ -16,8 +16,8 @@ class Experiment:
     ----------
     minutes, memory_gib : float
         What to expect on two cores (``gpu``: on one current GPU).
-    images : int
-        Galaxies to load; 0 for all.
+    images, blends : int
+        Galaxies to load and blends to make; 0 for all.
 
     Notes
     -----
@@ -27,6 +27,7 @@ class Experiment:
     minutes: float
     memory_gib: float
     images: int = 0
+    blends: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,11 @@ EXPERIMENTS = {
     "01_images": _same(Experiment(minutes=0.5, memory_gib=1)),
     "02_blending": _same(Experiment(minutes=0.5, memory_gib=1.5)),
     "04_deblender": {"quick": _QUICK, **_PAPER},
+    "05_evaluation": {
+        "quick": Experiment(minutes=1, memory_gib=2.5, blends=150),
+        "laptop": Experiment(minutes=10, memory_gib=3, blends=1000),
+        "gpu": Experiment(minutes=5, memory_gib=3, blends=1000),
+    },
     "06_polarized_lrp": {"quick": _QUICK, **_PAPER},
     "deblender-paper": {"quick": _QUICK, **_PAPER},
     "deblender-bounded": {"quick": _QUICK, **_BOUNDED},
