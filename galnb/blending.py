@@ -1,7 +1,4 @@
-"""Perturb galaxies, blend N of them by a named rule, and return the truth and the footprint of each.
-
-Chapter: Blending
-"""
+"""Perturb galaxies, blend N of them by a named rule, return the truth and the footprint of each."""
 
 import math
 from dataclasses import dataclass
@@ -13,72 +10,62 @@ from galnb.fills import FILLS
 from galnb.images import check_images
 
 
-def _look_up(table, name, kind):
-    if name not in table:
-        raise ValueError(f"got {kind} {name!r}, expected one of {sorted(table)}")
-    return table[name]
-
-
 @dataclass(frozen=True)
 class Perturbation:
-    """Ranges from which the flip, turn, magnification and shift of a second galaxy are drawn.
+    """Say from which ranges the mirroring, turn, size and place of a second galaxy are drawn.
 
     Parameters
     ----------
-    flip : bool
-        Mirror each axis with probability 1/2.
-    rotate : bool
-        Turn by an angle uniform in [0, 2 pi).
+    flip, rotate : bool
+        Mirror each axis with probability 1/2; turn by an angle uniform in [0, 2 pi).
     scale : (float, float)
-        Bounds of the magnification, drawn log-uniformly; 0.5 shows the galaxy at half its size.
+        Bounds of the magnification, drawn log-uniformly; 0.5 shows a galaxy at half its size.
     shift : (float, float)
-        Bounds of the distance along each axis as a fraction of the stamp's side, with a random sign.
+        Bounds of the distance from the centre along each axis, as a fraction of the stamp's side.
     fill : str
-        What stands where a warped image has no data, a key of `FILLS`.
+        What stands where the warped image has no data, a key of `galnb.fills.FILLS`.
 
     Raises
     ------
     ValueError
         If a range is empty or out of bounds, or the fill is unknown.
 
-    References
-    ----------
-    Reiman and Göhre (2019), MNRAS 485, 2617. Their code shifts by one of the whole numbers -50..-11 or
-    10..49 px at 424 px, around a crop of 240 px; here the magnitude is continuous and both signs agree.
-
-    Chapter: Blending
+    Notes
+    -----
+    The ranges of Reiman and Göhre (2019), MNRAS 485, 2617. Chapter: Blending
     """
 
     flip: bool = True
     rotate: bool = True
     scale: tuple[float, float] = (math.exp(-1), math.exp(0.5))
+    # Their code draws one of the whole numbers -50..-11 and 10..49 px, at 424 px and a crop of 240 px.
+    # Here the magnitude is continuous and the same on both sides.
     shift: tuple[float, float] = (10 / 240, 49 / 240)
     fill: str = "zeros"
 
-    def __post_init__(self):
-        low, high = self.scale
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"got scale {self.scale}, expected 0 < low <= high")
-        low, high = self.shift
-        if not 0 <= low <= high < 1:
-            raise ValueError(f"got shift {self.shift}, expected 0 <= low <= high < 1 (fractions of the side)")
-        _look_up(FILLS, self.fill, "fill")
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise ValueError(f"scale is {self.scale}; expected two finite numbers, 0 < low <= high")
+        if not 0 <= self.shift[0] <= self.shift[1] < 1:
+            raise ValueError(f"shift is {self.shift}; expected fractions of the side, 0 <= low <= high < 1")
+        if self.fill not in FILLS:
+            raise ValueError(f"fill is {self.fill!r}; expected one of {sorted(FILLS)}")
 
 
 @dataclass(frozen=True)
 class Blends:
-    """Blended images with their truth.
+    """Hold blended images with their truth.
 
     Parameters
     ----------
     blended : torch.Tensor
         (B, C, H, W) in [0, 1].
     galaxies : torch.Tensor
-        (B, N, C, H, W) in [0, 1]: what went in; galaxy 0 is the unperturbed, centred one.
+        (B, N, C, H, W) in [0, 1]: what went in; galaxy 0 is centred and unperturbed.
     footprints : torch.Tensor
-        (B, N, 1, H, W) bool: True where a galaxy's pixels rest on image data alone, False where fill took part.
+        (B, N, 1, H, W) bool: True where a pixel rests on image data alone, False where fill took part.
     offsets : torch.Tensor
-        (B, N, 2): shift (x to the right, y downwards) of each galaxy from the centre, in pixels.
+        (B, N, 2): place of each galaxy, x to the right and y down from the stamp's centre, in pixels.
     scales : torch.Tensor
         (B, N): magnification of each galaxy.
 
@@ -96,38 +83,60 @@ class Blends:
     offsets: torch.Tensor
     scales: torch.Tensor
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.galaxies.ndim != 5:
-            raise ValueError(f"got galaxies of shape {tuple(self.galaxies.shape)}, expected (B, N, C, H, W)")
-        b, n, c, h, w = self.galaxies.shape
-        expected = {"blended": (b, c, h, w), "footprints": (b, n, 1, h, w), "offsets": (b, n, 2), "scales": (b, n)}
-        for name, shape in expected.items():
-            if (got := tuple(getattr(self, name).shape)) != shape:
-                raise ValueError(f"got {name} of shape {got}, expected {shape} from galaxies {(b, n, c, h, w)}")
+            raise ValueError(f"galaxies: got shape {tuple(self.galaxies.shape)}, expected (B, N, C, H, W)")
+        (b, n), (c, h, w) = self.galaxies.shape[:2], self.galaxies.shape[2:]
+        shapes = {"blended": (b, c, h, w), "footprints": (b, n, 1, h, w), "offsets": (b, n, 2)}
+        for name, expected in {**shapes, "scales": (b, n)}.items():
+            if (got := tuple(getattr(self, name).shape)) != expected:
+                raise ValueError(f"{name}: got shape {got}, expected {expected} as in galaxies")
         if self.footprints.dtype != torch.bool:
-            raise ValueError(f"got footprints of {self.footprints.dtype}, expected torch.bool")
+            raise ValueError(f"footprints: got {self.footprints.dtype}, expected torch.bool")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.blended)
 
 
+def blend_max(galaxies: torch.Tensor) -> torch.Tensor:
+    """Take the maximum of (B, N, C, H, W) per pixel and channel: the brightest hides the rest. Chapter: Blending"""
+    return galaxies.amax(1)
+
+
+def blend_sum(galaxies: torch.Tensor) -> torch.Tensor:
+    """Add the light of (B, N, C, H, W) above one common sky, cut to [0, 1].
+
+    Notes
+    -----
+    first + sum(others - sky); sky = per-channel median of the outermost ring of pixels of the first. Where a
+    zero fill stands in another galaxy, the sum falls below the sky of the first. Chapter: Blending
+    """
+    first = galaxies[:, 0]
+    sides = [first[..., 0, :], first[..., -1, :], first[..., 1:-1, 0], first[..., 1:-1, -1]]
+    sky = torch.cat(sides, -1).quantile(0.5, -1)[..., None, None]
+    return (galaxies.sum(1) - (galaxies.shape[1] - 1) * sky).clamp(0, 1)
+
+
+BLEND_RULES = {"max": blend_max, "sum": blend_sum}
+
+
 def make_blends(
-    images,
+    images: torch.Tensor,
     *,
-    rule="max",
-    count=2,
-    perturbation=Perturbation(),
-    generator,
-    crop=None,
-    size=None,
-    partners=None,
-):
+    rule: str = "max",
+    count: int = 2,
+    perturbation: Perturbation = Perturbation(),
+    generator: torch.Generator,
+    crop: int | None = None,
+    size: int | None = None,
+    partners: torch.Tensor | None = None,
+) -> Blends:
     """Blend every image with `count - 1` perturbed others.
 
     Parameters
     ----------
     images : torch.Tensor
-        (B, C, H, W) in [0, 1]; image i becomes galaxy 0 of blend i, centred and unperturbed.
+        (B, C, H, W) in [0, 1]; image i is galaxy 0 of blend i.
     rule : str
         How light adds up, a key of `BLEND_RULES`.
     count : int
@@ -135,20 +144,20 @@ def make_blends(
     perturbation : Perturbation
         Ranges and fill of the warp.
     generator : torch.Generator
-        Source of all randomness. The geometry is drawn first, so equal seeds give equal geometry for all fills.
+        Source of all randomness. Equal seeds give equal geometry under every fill and rule.
     crop : int, optional
-        Side in pixels of the centred square that is kept after the warp; default: the shorter side.
-        The warp sees the whole image, so a crop leaves less to be filled.
+        Side of the centred square, in pixels, that is kept after the warp (which sees the whole image).
+        Default: the shorter side.
     size : int, optional
-        Side of the stamps returned, by box average of crop / size pixels; default: `crop`.
+        Side of the stamps returned, by box averages of crop / size pixels. Default: `crop`.
     partners : torch.Tensor, optional
-        (M, C, H', W') in [0, 1], from which the perturbed galaxies are drawn in place of `images`.
-        A bank that holds the images too may blend one with itself, as in the reference code.
+        (M, C, H', W') in [0, 1], of which the perturbed galaxies are drawn in place of `images`.
+        If it holds the images too, one may meet itself, as in the code of Reiman and Göhre.
 
     Returns
     -------
     Blends
-        Stamps of `size` pixels. Inside one blend no image is drawn twice.
+        Of stamps of `size` pixels; no image of `images` or of `partners` appears twice in one blend.
 
     Raises
     ------
@@ -157,78 +166,38 @@ def make_blends(
 
     Notes
     -----
-    Galaxy Zoo by the protocol of Reiman and Göhre: 424-px images, ``crop=240, size=80``.
-
-    Chapter: Blending
+    Galaxy Zoo as in Reiman and Göhre (2019): 424-px images, ``crop=240, size=80``. Chapter: Blending
     """
     check_images(images)
     if partners is not None:
         check_images(partners, name="partners")
-    blend = _look_up(BLEND_RULES, rule, "rule")
+    if rule not in BLEND_RULES:
+        raise ValueError(f"rule is {rule!r}; expected one of {sorted(BLEND_RULES)}")
     bank = images if partners is None else partners
-    crop, size = _check_sizes(images, bank, crop, size)
-    batch, others = len(images), _draw_others(images, partners, count, generator)
-    geometry = _draw_geometry(others.numel(), perturbation, generator, images.device)
-    pixels, covered = _warp(bank[others.flatten()], geometry, crop, size, FILLS[perturbation.fill], generator)
+    crop, size = _fitting_sizes(images, bank, crop, size)
+    others = _draw_others(len(images), bank, count, generator, with_self=partners is not None)
+    shift, scale, matrix = _draw_geometry(others.numel(), perturbation, generator, images.device)
+    fill = FILLS[perturbation.fill]
+    pixels, covered = _warp(bank[others.flatten()], shift, matrix, crop, size, fill, generator)
     first = _shrink(_centre(images, crop), size)
-    galaxies = torch.cat([first[:, None], pixels.unflatten(0, (batch, -1))], 1)
-    footprints = torch.cat([covered.new_ones(batch, 1, 1, size, size), covered.unflatten(0, (batch, -1))], 1)
-    offsets = F.pad(geometry["shift"].view(batch, -1, 2) * size, (0, 0, 1, 0))
-    scales = F.pad(geometry["scale"].view(batch, -1), (1, 0), value=1.0)
-    return Blends(blend(galaxies), galaxies, footprints, offsets, scales)
+    galaxies = torch.cat([first[:, None], pixels.unflatten(0, others.shape)], 1)
+    footprints = F.pad(covered.unflatten(0, others.shape), (0, 0) * 3 + (1, 0), value=True)
+    offsets = F.pad(size * shift.view(*others.shape, 2), (0, 0, 1, 0))
+    scales = F.pad(scale.view(others.shape), (1, 0), value=1.0)
+    return Blends(BLEND_RULES[rule](galaxies), galaxies, footprints, offsets, scales)
 
 
-def blend_max(galaxies):
-    """Return the per-pixel, per-channel maximum of (B, N, C, H, W): the brightest galaxy hides the others.
-
-    Chapter: Blending
-    """
-    return galaxies.amax(1)
-
-
-def blend_sum(galaxies):
-    """Add light above the sky of the first galaxy, cut to [0, 1].
-
-    Parameters
-    ----------
-    galaxies : torch.Tensor
-        (B, N, C, H, W) in [0, 1].
-
-    Returns
-    -------
-    torch.Tensor
-        (B, C, H, W): first + sum(others - sky), sky = per-channel median of the first's outermost ring of pixels.
-
-    Notes
-    -----
-    One sky for all: where a zero fill stands in another galaxy, the sum falls below the first's own sky.
-
-    Chapter: Blending
-    """
-    first = galaxies[:, 0]
-    ring = torch.cat(
-        [first[..., 0, :], first[..., -1, :], first[..., 1:-1, 0], first[..., 1:-1, -1]], -1
-    )  # (B, C, ring)
-    sky = ring.quantile(0.5, -1)[..., None, None]
-    return (galaxies.sum(1) - (galaxies.shape[1] - 1) * sky).clamp(0, 1)
-
-
-def fixed_shift_blends(images, *, shift=50, generator):
-    """Blend each image with another one moved `shift` pixels to the right, by the per-pixel maximum.
+def fixed_shift_blends(images: torch.Tensor, *, shift: int = 50, generator: torch.Generator) -> Blends:
+    """Blend each image with another one, `shift` pixels to the right, by the per-pixel maximum.
 
     Parameters
     ----------
     images : torch.Tensor
-        (B, C, H, W) in [0, 1], at least two.
+        (B, C, H, W) in [0, 1], at least two; the report's are 424-px Galaxy Zoo images.
     shift : int
-        Pixels to the right, 0 <= shift < W; the strip left behind is 0.
+        Pixels, 0 <= shift < W; the strip left behind is 0.
     generator : torch.Generator
         Draws the pairs.
-
-    Returns
-    -------
-    Blends
-        N = 2 at the size of the images.
 
     Raises
     ------
@@ -237,24 +206,22 @@ def fixed_shift_blends(images, *, shift=50, generator):
 
     Notes
     -----
-    The fixed geometry of the Habib University report: Galaxy Zoo at 424 px, 50 px.
-
-    Chapter: Blending
+    The geometry of Usaid, Ahmed and Jamal, "Deblending Galaxies Using Generative Adversarial Networks" (Habib
+    University). Chapter: Blending
     """
     check_images(images)
     batch, _, height, width = images.shape
     if not 0 <= shift < width:
-        raise ValueError(f"got shift {shift}, expected 0 <= shift < {width}, the width of the images")
-    second = images[_draw_others(images, None, 2, generator)[:, 0]]
-    second = F.pad(second[..., : width - shift], (shift, 0))
-    galaxies = torch.stack([images, second], 1)
-    footprints = images.new_ones(batch, 2, 1, height, width).bool()
+        raise ValueError(f"shift is {shift}; expected 0 <= shift < {width}, the width of the images")
+    second = images[_draw_others(batch, images, 2, generator)[:, 0], :, :, : width - shift]
+    galaxies = torch.stack([images, F.pad(second, (shift, 0))], 1)
+    footprints = torch.ones(batch, 2, 1, height, width, dtype=torch.bool, device=images.device)
     footprints[:, 1, ..., :shift] = False
-    offsets = images.new_tensor([[0.0, 0.0], [shift, 0.0]]).repeat(batch, 1, 1)
+    offsets = images.new_tensor([[0, 0], [shift, 0]]).repeat(batch, 1, 1)
     return Blends(blend_max(galaxies), galaxies, footprints, offsets, images.new_ones(batch, 2))
 
 
-def segment(blends, *, noise, generator):
+def segment(blends: Blends, *, noise: float, generator: torch.Generator) -> torch.Tensor:
     """Invert a maximum blend: give each galaxy the pixels that it won, and noise elsewhere.
 
     Parameters
@@ -278,81 +245,80 @@ def segment(blends, *, noise, generator):
 
     Notes
     -----
-    The report (Habib University) does not state its exact rule. Ours: galaxy k keeps the pixels in which its
-    luminance (channel mean) is that of the brightest galaxy, ``{B = x}`` and ``{B = y}``; ties stay in both.
-    Removed pixels are 0 plus the noise, cut to [0, 1].
-
-    Chapter: Blending
+    The report of `fixed_shift_blends` does not state its exact rule. Ours: a galaxy keeps the pixels where
+    its luminance (mean of channels) is the highest, {B = x} and {B = y}; on a tie both do. A removed pixel
+    is 0 plus the noise, cut to [0, 1]. Chapter: Blending
     """
     if not 0 <= noise < math.inf:
-        raise ValueError(f"got noise {noise}, expected a standard deviation >= 0")
+        raise ValueError(f"noise is {noise}; expected a standard deviation >= 0")
     luminance = blends.galaxies.mean(2, keepdim=True)
     kept = luminance == luminance.amax(1, keepdim=True)
-    removed = noise * torch.randn(blends.galaxies.shape, generator=generator, device=generator.device)
-    return torch.where(kept, blends.blended[:, None], removed.to(kept.device).clamp(0, 1))
+    drawn = noise * torch.randn(blends.galaxies.shape, generator=generator, device=generator.device)
+    return torch.where(kept, blends.blended[:, None], drawn.clamp(0, 1).to(blends.blended))
 
 
-def _warp(frames, geometry, crop, size, fill, generator):
-    """Return the perturbed crops (K, C, size, size) and where they are covered (K, 1, size, size)."""
-    frame = torch.tensor([frames.shape[-1], frames.shape[-2]], device=frames.device)  # width, height
-    to_frame = geometry["matrix"] * (crop / frame)[:, None]  # stamp in [-1, 1] -> frame in [-1, 1]
-    origin = -(to_frame @ (2 * geometry["shift"])[..., None])
-    grid = F.affine_grid(torch.cat([to_frame, origin], 2), (len(frames), 1, crop, crop), align_corners=False)
-    # Bilinear weight of real pixels: 1 up to the centre of the last pixel, 0 one pixel further out.
-    coverage = ((1 - grid.abs()) * (frame / 2) + 0.5).clamp(0, 1).prod(-1)[:, None]
-    pixels = fill(frames, grid, coverage, generator).clamp(0, 1)
-    covered = (coverage > 0.999).float()  # 0.001 px of slack for float32 coordinates
-    return _shrink(pixels, size), _shrink(covered, size) > 1 - 0.5 * (size / crop) ** 2
-
-
-def _draw_geometry(count, perturbation, generator, device):
-    """Draw shifts (K, 2) as fractions of the side, scales (K,) and output-to-input matrices (K, 2, 2)."""
-    draw = torch.rand(count, 8, generator=generator, device=generator.device).to(device)
-    flip = torch.where(draw[:, 0:2] < 0.5, -1.0, 1.0) if perturbation.flip else torch.ones_like(draw[:, 0:2])
-    angle = 2 * math.pi * draw[:, 2] * perturbation.rotate
-    low, high = map(math.log, perturbation.scale)
-    scale = torch.exp(low + (high - low) * draw[:, 3])
-    low, high = perturbation.shift
-    shift = (low + (high - low) * draw[:, 4:6]) * torch.where(draw[:, 6:8] < 0.5, -1.0, 1.0)
-    cos, sin = angle.cos() / scale, angle.sin() / scale
-    turn_back = torch.stack([cos, sin, -sin, cos], -1).view(count, 2, 2)
-    return {"shift": shift, "scale": scale, "matrix": flip[..., None] * turn_back}
-
-
-def _draw_others(images, partners, count, generator):
-    """Draw (B, count - 1) indices into the bank, distinct inside a blend."""
-    batch, bank = len(images), len(images if partners is None else partners)
-    needed = count if partners is None else count - 1
-    if count < 2:
-        raise ValueError(f"got count {count}, expected at least 2 galaxies in each blend")
-    if bank < needed:
-        raise ValueError(f"got {bank} images for blends of {count} galaxies, expected at least {needed}")
-    lot = torch.rand(batch, bank, generator=generator, device=generator.device)
-    if partners is None:
-        lot.fill_diagonal_(-1)  # never the image itself
-    return lot.topk(count - 1, dim=1).indices.to(images.device)
-
-
-def _check_sizes(images, bank, crop, size):
+def _fitting_sizes(images, bank, crop, size) -> tuple[int, int]:
     crop = min(images.shape[-2:]) if crop is None else crop
     size = crop if size is None else size
     if crop < 1 or size < 1 or crop % size:
-        raise ValueError(f"got crop {crop} and size {size}, expected positive sizes, crop a multiple of size")
-    if bank.shape[1] != images.shape[1]:
-        raise ValueError(f"got partners with {bank.shape[1]} channels, expected {images.shape[1]} as in images")
+        raise ValueError(f"crop is {crop}, size {size}; expected positive sizes, crop a multiple of size")
     margins = [side - crop for side in images.shape[-2:]]
     if min(margins) < 0 or any(margin % 2 for margin in margins):
-        raise ValueError(f"got crop {crop} of images {tuple(images.shape[-2:])}, expected an even margin >= 0")
+        raise ValueError(
+            f"crop is {crop}; {images.shape[-2]} x {images.shape[-1]} px need an even margin >= 0"
+        )
+    if bank.shape[1] != images.shape[1]:
+        raise ValueError(f"partners: got {bank.shape[1]} channels, expected {images.shape[1]} as in images")
     return crop, size
 
 
-def _centre(images, crop):
+def _draw_others(batch, bank, count, generator, *, with_self=False) -> torch.Tensor:
+    """(batch, count - 1) indices into the bank, distinct within a blend and, without self, from its own."""
+    needed = count - 1 if with_self else count
+    if count < 2:
+        raise ValueError(f"count is {count}; expected at least 2 galaxies in a blend")
+    if len(bank) < needed:
+        raise ValueError(f"got {len(bank)} images for blends of {count} galaxies; expected at least {needed}")
+    lots = torch.rand(batch, len(bank), generator=generator, device=generator.device)
+    if not with_self:
+        lots.fill_diagonal_(-1)
+    return lots.topk(count - 1, 1).indices.to(bank.device)
+
+
+def _draw_geometry(number, perturbation, generator, device):
+    """Shifts (K, 2) in units of the side, scales (K,), matrices (K, 2, 2) from stamp back to image."""
+    draw = torch.rand(number, 8, generator=generator, device=generator.device).to(device)
+    sign = 1 - 2 * draw[:, :4].round()
+    mirror, side = sign[:, :2] if perturbation.flip else torch.ones_like(sign[:, :2]), sign[:, 2:]
+    angle = 2 * math.pi * draw[:, 4] * perturbation.rotate
+    low, high = map(math.log, perturbation.scale)
+    scale = torch.exp(low + (high - low) * draw[:, 5])
+    low, high = perturbation.shift
+    shift = side * (low + (high - low) * draw[:, 6:])
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    turn_back = torch.stack([cos, sin, -sin, cos], 1).view(number, 2, 2)
+    return shift, scale, mirror[:, :, None] * turn_back
+
+
+def _warp(frames, shift, matrix, crop, size, fill, generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Perturbed stamps (K, C, size, size) and where they rest on image data alone (K, 1, size, size)."""
+    half = torch.tensor([frames.shape[-1], frames.shape[-2]], device=frames.device) / 2  # width, height
+    matrix = matrix * (crop / 2 / half)[:, None]  # [-1, 1] across the stamp -> [-1, 1] across the frame
+    origin = -2 * matrix @ shift[..., None]
+    grid = F.affine_grid(torch.cat([matrix, origin], 2), (len(frames), 1, crop, crop), align_corners=False)
+    # Bilinear weight of real pixels: 1 as far as the centre of the last pixel, 0 one pixel further out.
+    x, y = (half - half * grid.abs() + 0.5).clamp_(0, 1).unbind(-1)
+    coverage = (x * y)[:, None]
+    pixels = fill(frames, grid, coverage, generator).clamp_(0, 1)
+    uncovered = F.max_pool2d((coverage < 0.999).to(frames), crop // size)  # 0.001 px of slack for float32
+    return _shrink(pixels, size), uncovered == 0
+
+
+def _centre(images, crop) -> torch.Tensor:
     top, left = ((side - crop) // 2 for side in images.shape[-2:])
     return images[..., top : top + crop, left : left + crop]
 
 
-def _shrink(images, size):
-    return F.avg_pool2d(images, images.shape[-1] // size)
-
-
-BLEND_RULES = {"max": blend_max, "sum": blend_sum}
+def _shrink(images, size) -> torch.Tensor:
+    factor = images.shape[-1] // size
+    return F.avg_pool2d(images, factor) if factor > 1 else images
