@@ -52,23 +52,13 @@ def check() -> int:
 
 def _versions() -> Iterator[Outcome]:
     """Name the versions and see that torch and torchvision are a pair of matching builds."""
-    python = platform.python_version()
+    found = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     cure = "install Python 3.11 or newer and create the environment anew"
-    yield (
-        "ok" if sys.version_info >= (3, 11) else "bad",
-        f"Python {python} on {platform.system()} {platform.machine()}",
-        cure,
-    )
-    for package in ("galnb", "torch", "numpy", "scikit-image", "matplotlib"):
+    yield "ok" if sys.version_info >= (3, 11) else "bad", found, cure
+    yield "ok", f"galnb {_version('galnb') or 'from this folder, not installed'}", ""
+    for package in ("torch", "numpy", "scikit-image", "matplotlib"):
         version = _version(package)
-        if version is None and package == "galnb":
-            yield "note", "galnb runs from this folder, it is not installed", ""
-        else:
-            yield (
-                "ok" if version else "bad",
-                f"{package} {version or 'is missing'}",
-                f"pip install {package}",
-            )
+        yield "ok" if version else "bad", f"{package} {version or 'is missing'}", f"pip install {package}"
     if _version("torchvision"):
         pair = f"torchvision {_version('torchvision')} with torch {_version('torch')}"
         try:
@@ -84,32 +74,26 @@ def _device() -> Iterator[Outcome]:
     """Say where networks will run."""
     import torch
 
+    found = f"no CUDA GPU; preset 'quick' is made for this CPU ({torch.get_num_threads()} threads)"
     if torch.cuda.is_available():
-        gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-        yield "ok", f"GPU {torch.cuda.get_device_name(0)} with {gib:.0f} GiB", ""
-    else:
-        yield (
-            "ok",
-            f"no CUDA GPU; preset 'quick' is made for this CPU ({torch.get_num_threads()} threads)",
-            "",
-        )
+        gpu = torch.cuda.get_device_properties(0)
+        found = f"GPU {gpu.name} with {gpu.total_memory / 2**30:.0f} GiB"
+    yield "ok", found, ""
 
 
 def _disk() -> Iterator[Outcome]:
     """See that there is room for results."""
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     cure = f"free some space or work on another disk; {FREE_GIB:g} GiB suffice"
-    yield ("ok" if free >= FREE_GIB else "bad", f"{free:.1f} GiB free in {Path.cwd()}", cure)
+    yield "ok" if free >= FREE_GIB else "bad", f"{free:.1f} GiB free in {Path.cwd()}", cure
 
 
 def _optional() -> Iterator[Outcome]:
     """Say which optional packages are there and what the others would bring."""
     for package, purpose in OPTIONAL.items():
         version = _version(package)
-        if version:
-            yield "ok", f"{package} {version}: {purpose}", ""
-        else:
-            yield "note", f"{package} is not installed. For {purpose}: pip install {package}", ""
+        missing = f"{package} is not installed. For {purpose}: pip install {package}"
+        yield "ok" if version else "note", f"{package} {version}: {purpose}" if version else missing, ""
 
 
 def _data() -> Iterator[Outcome]:
@@ -162,7 +146,7 @@ def _version(package: str) -> str | None:
 
 def _cure(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"install what is missing: pip install {error.name}"
+        return f"install the environment once more, the module {error.name} is missing"
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         return "close other programs; 2 GiB of free memory suffice"
     return "see the page Troubleshooting of the book, or report this output"

@@ -81,10 +81,7 @@ def test_check_names_missing_packages_and_their_purpose(quick, monkeypatch, caps
     )
     assert command_line.main(["check"]) == 1  # numpy is needed, sep is not
     said = capsys.readouterr().out
-    assert (
-        '- sep is not installed. For detection and deblending to compare with: pip install "galnb[sky]"'
-        in said
-    )
+    assert "- sep is not installed. For detection and deblending to compare with: pip install sep" in said
     assert "! numpy is missing" in said and said.count("\n  1. pip install numpy") == 1 and "  2." not in said
 
 
