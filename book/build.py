@@ -6,9 +6,10 @@ python -m book.build [--preset quick] [--seed 0]
 import argparse
 import sys
 import time
+from pathlib import Path
 
 from book.render import RenderFailed, render
-from book.run_notebooks import CELL_SECONDS, NotebookFailed, run_all
+from book.run_notebooks import CELL_SECONDS, ROOT, NotebookFailed, run_all
 
 
 def main() -> int:
@@ -16,12 +17,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="quick", choices=CELL_SECONDS)
     parser.add_argument("--seed", default=0, type=int)
+    parser.add_argument("--root", default=ROOT, type=Path, help="folder of another book with the same layout")
     arguments = parser.parse_args()
+    root = arguments.root.resolve()
     started = time.perf_counter()
     try:
-        executed = run_all(preset=arguments.preset, seed=arguments.seed)
+        executed = run_all(preset=arguments.preset, seed=arguments.seed, root=root)
         print("rendering ...", flush=True)
-        first_page = render(executed)
+        first_page = render(executed, root=root)
     except (NotebookFailed, RenderFailed, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -40,6 +40,7 @@ def render(executed: list[Executed], *, root: Path = ROOT) -> Path:
     done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     (root / "_build" / "render.log").write_text(done.stdout, encoding="utf-8")
     if done.returncode:
+        shutil.rmtree(root / "_build" / "html", ignore_errors=True)  # half a book must not pass for one
         telling = [line for line in done.stdout.splitlines() if re.search("WARNING|ERROR|Exception", line)]
         raise RenderFailed(
             "\n".join(telling or done.stdout.splitlines()[-40:]) + "\nAll of it: _build/render.log"

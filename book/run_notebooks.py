@@ -3,7 +3,7 @@
 For a notebook NN_name and a preset, `_build/executed/<preset>/` then holds
 
 * `NN_name.ipynb`: the source as it is now, with the outputs of the run (used for pages, tests and download);
-* `NN_name/`: what the notebook wrote, `results.json` first, and `run.json` with seconds, memory and cache key.
+* `NN_name/`: what the notebook wrote, `results.json` first; `run.json` with seconds, memory, cache key.
 
 A run is repeated when its code cells, its parameters, a `galnb` module it imports (through any number of
 imports), shipped weights it names or `constraints.txt` change. Prose, captions and alt text are no reason.

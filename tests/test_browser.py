@@ -1,0 +1,87 @@
+"""Pages in a real browser, with no network: figures are there, formulas are set, the console is silent."""
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageStat
+
+pytestmark = pytest.mark.book
+ROOT = Path(__file__).parents[1]
+HTML = ROOT / "_build" / "html"
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+FLAGS += "--disable-component-update --disable-sync"
+PAGES = ["book/index.html", *(f"notebooks/{n}.html" for n in ("02_blending", "06_polarized_lrp"))]
+
+
+def give_up(message):
+    pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Address of the book, served on this machine only."""
+    if not (HTML / "index.html").exists():
+        give_up("there is no _build/html; run make book first")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=HTML))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium of the system."""
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        give_up("no Chromium on this machine")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS.split())
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_page_in_browser(browser, address, name, scheme):
+    context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+    page, said, foreign = context.new_page(), [], []
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on(
+        "request", lambda request: foreign.append(request.url) if not is_local(request.url, address) else None
+    )
+    page.goto(address + name, wait_until="networkidle")
+
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    sizes = "i => [i.naturalWidth, i.clientWidth, i.clientHeight]"
+    figures = page.evaluate(f"[...document.querySelectorAll('article img')].map({sizes})")
+    assert figures or name.startswith("book/")
+    assert all(min(figure) > 50 for figure in figures), figures
+    sources = page.evaluate("document.querySelectorAll('article .math').length")
+    assert page.evaluate("document.querySelectorAll('article mjx-container').length") >= sources
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280, "the page scrolls sideways"
+
+    picture = ROOT / "_build" / "screenshots" / f"{name.replace('/', '_').removesuffix('.html')}.{scheme}.png"
+    page.screenshot(path=picture, full_page=True)
+    brightness = ImageStat.Stat(Image.open(picture).convert("L"))
+    assert brightness.stddev[0] > 5, "an empty page"
+    assert (brightness.median[0] > 128) == (scheme == "light")
+    assert not foreign and not said, (foreign, said)
+    context.close()
+
+
+def is_local(url, address):
+    return url.startswith((address, "data:", "blob:"))

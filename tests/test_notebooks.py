@@ -1,0 +1,85 @@
+"""Every notebook at preset quick: it runs alone, its exercises are right, its key numbers are in range."""
+
+import functools
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from book.run_notebooks import notebook_paths, run
+
+pytestmark = pytest.mark.book
+each_notebook = pytest.mark.parametrize("path", notebook_paths(), ids=lambda path: path.stem)
+
+
+@pytest.fixture
+def executed(path):
+    """Run of the notebook, taken from `_build` when nothing that matters has changed."""
+    return run_once(path)
+
+
+run_once = functools.cache(run)
+
+
+def code(executed):
+    return [cell for cell in nbformat.read(executed.notebook, 4).cells if cell.cell_type == "code"]
+
+
+def outputs(executed, kind):
+    return [
+        (cell, output) for cell in code(executed) for output in cell.outputs if output.output_type == kind
+    ]
+
+
+@each_notebook
+def test_solutions_are_right(executed):
+    exercises = executed.results["exercises"]
+    assert len(exercises) >= 3
+    assert all(exercises.values()), exercises
+    for cell in code(executed):
+        if "solution" in cell.metadata.get("tags", []):
+            assert "Right." in "".join(output.get("text", "") for output in cell.outputs), cell.id
+
+
+@each_notebook
+def test_results_say_how_they_were_made(executed):
+    ran = executed.results["run"]
+    assert (ran["name"], ran["preset"], ran["seed"]) == (executed.name, "quick", 0)
+    assert {"python", "torch", "numpy"} <= set(ran["versions"])
+    assert len(executed.results) > 2, "the notebook records none of its numbers"
+
+
+@each_notebook
+def test_notebook_stays_within_three_gib(executed):
+    assert executed.peak_memory_gib is None or executed.peak_memory_gib <= 3
+
+
+@each_notebook
+def test_nothing_goes_to_stderr(executed):
+    said = [output.text for _, output in outputs(executed, "stream") if output.name == "stderr"]
+    assert not said, "a warning or a progress bar, which the book would hide"
+
+
+@each_notebook
+def test_each_picture_is_a_named_figure_of_its_own_cell(executed):
+    shown = [
+        cell
+        for kind in ("display_data", "execute_result")
+        for cell, o in outputs(executed, kind)
+        if "image/png" in o.data
+    ]
+    assert shown
+    for cell in shown:
+        described = cell.metadata.get("mystnb", {})
+        assert described.get("image", {}).get("alt"), f"{cell.id} shows a picture without alt text"
+        assert described.get("figure", {}).get("name"), f"{cell.id} shows a picture without name and caption"
+    ids = [cell.id for cell in shown]
+    assert len(ids) == len(set(ids)), "two pictures in one cell would share one alt text"
+
+
+@each_notebook
+def test_no_path_of_this_machine_is_shown(executed):
+    text = executed.notebook.read_text(encoding="utf-8")
+    for folder in {str(Path.home()), str(Path(__file__).parents[1]), "/tmp/"}:
+        assert not re.search(re.escape(folder) + r"(?=[\"'/\\ ])", text), folder
