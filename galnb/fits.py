@@ -10,8 +10,6 @@ import torch
 from galnb.hubble import sky_level
 from galnb.imageset import ImageSet, check_sizes
 
-SOFTENING = 10.0  # asinh turns from linear to logarithmic at a tenth of the range
-
 
 def fits_cutouts(
     paths: str | Path | Sequence[str | Path],
@@ -20,6 +18,7 @@ def fits_cutouts(
     hdu: int | str = 0,
     stretch: str = "asinh",
     limits: tuple[float, float] | None = None,
+    softening: float = 10.0,
 ) -> ImageSet:
     """Read the central square of FITS images and stretch it to [0, 1].
 
@@ -32,10 +31,12 @@ def fits_cutouts(
     hdu : int or str
         Number or name of the header-data unit.
     stretch : {"asinh", "linear"}
-        ``t = (x - low) / (high - low)`` clipped to [0, 1], then as is, or ``asinh(10 t) / asinh(10)``.
+        ``t = (x - low) / (high - low)`` clipped to [0, 1], then as is, or ``asinh(s t) / asinh(s)``.
     limits : (float, float) or None
         ``low, high`` in the unit of the file, for every file. None: for each file from one sigma below its
         sky to its 99.9th percentile.
+    softening : float
+        The s of asinh, positive: from linear to logarithmic at 1/s of the range.
 
     Returns
     -------
@@ -50,10 +51,6 @@ def fits_cutouts(
     ValueError
         If a file is truncated, without an image in that HDU, only NaN or too small, or a value is invalid.
 
-    Notes
-    -----
-    Softening 10 is that of ``astropy.visualization.AsinhStretch(a=0.1)``.
-
     References
     ----------
     Lupton et al. 2004, PASP 116, 133 (asinh stretch).
@@ -61,6 +58,8 @@ def fits_cutouts(
     Chapter: Galaxies as pixels
     """
     check_sizes(size=size)
+    if not softening > 0:
+        raise ValueError(f"softening={softening}: expected a number above 0")
     if stretch not in STRETCHES:
         raise ValueError(f"stretch={stretch!r}: expected one of {sorted(STRETCHES)}")
     paths = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
@@ -73,12 +72,14 @@ def fits_cutouts(
         values, record = _read_cutout(path, size=size, hdu=hdu)
         low, high = limits or record.pop("limits")
         filled = np.where(np.isfinite(values), values, low)
-        images.append(torch.from_numpy(STRETCHES[stretch]((filled - low) / (high - low))).float())
+        fraction = ((filled - low) / (high - low)).clip(0, 1)
+        images.append(torch.from_numpy(STRETCHES[stretch](fraction, softening)).float())
         records.append({"file": path.name, **record, "limits": [float(low), float(high)]})
     channels = {len(image) for image in images}
     if len(channels) > 1:
         raise ValueError(f"got files of {sorted(channels)} channels, expected the same in all")
-    record = {"returned": len(images), "size": size, "hdu": hdu, "stretch": stretch, "files": records}
+    how = {"hdu": hdu, "stretch": stretch, "softening": softening if stretch == "asinh" else None}
+    record = {"returned": len(images), "size": size, **how, "files": records}
     return ImageSet(torch.stack(images), tuple(path.name for path in paths), "FITS files", record=record)
 
 
@@ -142,12 +143,12 @@ def _cutout_wcs(header, left: int, top: int) -> dict | None:
     return dict(wcs.to_header())
 
 
-def _linear(fraction: np.ndarray) -> np.ndarray:
-    return fraction.clip(0, 1)
+def _linear(fraction: np.ndarray, softening: float) -> np.ndarray:
+    return fraction
 
 
-def _asinh(fraction: np.ndarray) -> np.ndarray:
-    return np.arcsinh(SOFTENING * fraction.clip(0, 1)) / np.arcsinh(SOFTENING)
+def _asinh(fraction: np.ndarray, softening: float) -> np.ndarray:
+    return np.arcsinh(softening * fraction) / np.arcsinh(softening)
 
 
 STRETCHES = {"asinh": _asinh, "linear": _linear}

@@ -173,9 +173,10 @@ def first_radio(*, split: str = "train", size: int = 128, limit: int | None = No
         raise ModuleNotFoundError('FIRST needs firstgalaxydata; install it with: pip install "galnb[radio]"')
     files = {name: read for name, read in _list_images(place).items() if name.split("/")[1] == split}
     paths = sorted(files, key=lambda name: name.split("/")[-1])[:limit]
-    images = [_decode(files[path], path, crop=size, mode="L")[0] for path in paths]
+    pixels = torch.empty(len(paths), 1, size, size)  # a list to stack would need the memory twice
+    for index, path in enumerate(paths):
+        pixels[index] = _decode(files[path], path, crop=size, mode="L")[0]
     labels = tuple(path.split("/")[2] for path in paths)
-    pixels = torch.stack(images)
     record = {
         "found": len(files), "returned": len(paths), "split": split, "size": size, "pixel_arcsec": 1.8,
         "classes": {label: labels.count(label) for label in RADIO_CLASSES},

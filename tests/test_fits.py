@@ -39,13 +39,16 @@ def test_linear_stretch_with_limits_given(tmp_path, sky):
     assert read.record["files"][0]["limits"] == [80, 420]
 
 
-def test_asinh_stretch_is_astropys(tmp_path, sky):
+@pytest.mark.parametrize("softening", [10, 200])
+def test_asinh_stretch_is_astropys(tmp_path, sky, softening):
     visualization = pytest.importorskip("astropy.visualization")
     path = write(tmp_path / "a.fits", fits.ImageHDU(sky))
-    read = fits_cutouts(path, size=40, hdu=1)
+    read = fits_cutouts(path, size=40, hdu=1, softening=softening)
     low, high = read.record["files"][0]["limits"]
-    oracle = visualization.AsinhStretch(a=0.1)(((sky[10:50, 15:55] - low) / (high - low)).clip(0, 1))
-    np.testing.assert_allclose(read.pixels[0, 0], oracle, atol=1e-5)  # float32, steep near 0
+    oracle = visualization.AsinhStretch(a=1 / softening)(
+        ((sky[10:50, 15:55] - low) / (high - low)).clip(0, 1)
+    )
+    np.testing.assert_allclose(read.pixels[0, 0], oracle, atol=1e-5)  # float32
     assert abs(low - 95) < 1.5  # the sky minus one sigma of the noise
 
 
@@ -110,6 +113,8 @@ def test_bad_values(tmp_path, sky):
         fits_cutouts(path, size=40, hdu=1, stretch="log")
     with pytest.raises(ValueError, match=r"expected \(low, high\) with low < high"):
         fits_cutouts(path, size=40, hdu=1, limits=(2, 1))
+    with pytest.raises(ValueError, match="softening=0: expected a number above 0"):
+        fits_cutouts(path, size=40, hdu=1, softening=0)
     with pytest.raises(ValueError, match="size=0"):
         fits_cutouts(path, size=0)
     with pytest.raises(ValueError, match="paths: got none"):
