@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch.nn import functional as F
@@ -25,21 +26,15 @@ class Perturbation:
     fill : str
         What stands where the warped image has no data, a key of `galnb.fills.FILLS`.
 
-    Raises
-    ------
-    ValueError
-        If a range is empty or out of bounds, or the fill is unknown.
-
     Notes
     -----
-    The ranges of Reiman and Göhre (2019), MNRAS 485, 2617. Chapter: Blending
+    The ranges of Reiman and Göhre (2019), MNRAS 485, 2617. A wrong value is a ValueError. Chapter: Blending
     """
 
     flip: bool = True
     rotate: bool = True
     scale: tuple[float, float] = (math.exp(-1), math.exp(0.5))
-    # Their code draws one of the whole numbers -50..-11 and 10..49 px, at 424 px and a crop of 240 px.
-    # Here the magnitude is continuous and the same on both sides.
+    # Their code draws a whole number of -50..-11 or 10..49 px, at 424 px and a crop of 240; here it is continuous.
     shift: tuple[float, float] = (10 / 240, 49 / 240)
     fill: str = "zeros"
 
@@ -69,12 +64,9 @@ class Blends:
     scales : torch.Tensor
         (B, N): magnification of each galaxy.
 
-    Raises
-    ------
-    ValueError
-        If the shapes disagree.
-
-    Chapter: Blending
+    Notes
+    -----
+    Shapes that disagree are a ValueError. Chapter: Blending
     """
 
     blended: torch.Tensor
@@ -99,8 +91,11 @@ class Blends:
 
 
 def blend_max(galaxies: torch.Tensor) -> torch.Tensor:
-    """Take the maximum of (B, N, C, H, W) per pixel and channel: the brightest hides the rest. Chapter: Blending"""
-    return galaxies.amax(1)
+    """Take the maximum of (B, N, C, H, W) per pixel and channel: the brightest hides the rest.
+
+    Chapter: Blending
+    """
+    return reduce(torch.maximum, galaxies.unbind(1))
 
 
 def blend_sum(galaxies: torch.Tensor) -> torch.Tensor:
@@ -140,24 +135,17 @@ def make_blends(
     rule : str
         How light adds up, a key of `BLEND_RULES`.
     count : int
-        Galaxies in each blend, at least 2.
+        Galaxies in each blend, at least 2; no image is drawn twice for one blend.
     perturbation : Perturbation
         Ranges and fill of the warp.
     generator : torch.Generator
         Source of all randomness. Equal seeds give equal geometry under every fill and rule.
-    crop : int, optional
-        Side of the centred square, in pixels, that is kept after the warp (which sees the whole image).
-        Default: the shorter side.
-    size : int, optional
-        Side of the stamps returned, by box averages of crop / size pixels. Default: `crop`.
+    crop, size : int, optional
+        Side of the centred square that is kept after the warp, in pixels (the warp sees the whole image), and
+        side of the stamps, by box averages of crop / size pixels. Defaults: the shorter side, and `crop`.
     partners : torch.Tensor, optional
         (M, C, H', W') in [0, 1], of which the perturbed galaxies are drawn in place of `images`.
         If it holds the images too, one may meet itself, as in the code of Reiman and Göhre.
-
-    Returns
-    -------
-    Blends
-        Of stamps of `size` pixels; no image of `images` or of `partners` appears twice in one blend.
 
     Raises
     ------
@@ -195,14 +183,9 @@ def fixed_shift_blends(images: torch.Tensor, *, shift: int = 50, generator: torc
     images : torch.Tensor
         (B, C, H, W) in [0, 1], at least two; the report's are 424-px Galaxy Zoo images.
     shift : int
-        Pixels, 0 <= shift < W; the strip left behind is 0.
+        Pixels, 0 <= shift < W, else a ValueError; the strip left behind is 0.
     generator : torch.Generator
         Draws the pairs.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two images or the shift leaves the image.
 
     Notes
     -----
@@ -229,7 +212,7 @@ def segment(blends: Blends, *, noise: float, generator: torch.Generator) -> torc
     blends : Blends
         Blends with their truth.
     noise : float
-        Standard deviation of the Gaussian noise in the removed pixels, >= 0.
+        Standard deviation of the Gaussian noise in the removed pixels, >= 0, else a ValueError.
     generator : torch.Generator
         Draws the noise.
 
@@ -237,11 +220,6 @@ def segment(blends: Blends, *, noise: float, generator: torch.Generator) -> torc
     -------
     torch.Tensor
         (B, N, C, H, W) in [0, 1]: "half galaxies".
-
-    Raises
-    ------
-    ValueError
-        If the noise is negative.
 
     Notes
     -----
@@ -302,16 +280,16 @@ def _draw_geometry(number, perturbation, generator, device):
 
 def _warp(frames, shift, matrix, crop, size, fill, generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Perturbed stamps (K, C, size, size) and where they rest on image data alone (K, 1, size, size)."""
-    half = torch.tensor([frames.shape[-1], frames.shape[-2]], device=frames.device) / 2  # width, height
-    matrix = matrix * (crop / 2 / half)[:, None]  # [-1, 1] across the stamp -> [-1, 1] across the frame
+    frame = torch.tensor([frames.shape[-1], frames.shape[-2]], device=frames.device)  # width, height
+    matrix = matrix * (crop / frame)[:, None]  # -1 ... 1 across the stamp -> -1 ... 1 across the frame
     origin = -2 * matrix @ shift[..., None]
-    grid = F.affine_grid(torch.cat([matrix, origin], 2), (len(frames), 1, crop, crop), align_corners=False)
-    # Bilinear weight of real pixels: 1 as far as the centre of the last pixel, 0 one pixel further out.
-    x, y = (half - half * grid.abs() + 0.5).clamp_(0, 1).unbind(-1)
-    coverage = (x * y)[:, None]
-    pixels = fill(frames, grid, coverage, generator).clamp_(0, 1)
-    uncovered = F.max_pool2d((coverage < 0.999).to(frames), crop // size)  # 0.001 px of slack for float32
-    return _shrink(pixels, size), uncovered == 0
+    along = (torch.arange(crop, device=frames.device) + 0.5) * (2 / crop) - 1
+    columns, rows = matrix[:, :, 0, None] * along + origin, matrix[:, :, 1, None] * along
+    places = rows[..., None] + columns[:, :, None]  # (K, x and y, crop, crop)
+    # Real as far as the centre of the last pixel, 0.001 px of slack for float32; further out fill takes part.
+    x, y = (places.abs() <= (1 - (1 - 0.002) / frame)[:, None, None]).unbind(1)
+    pixels = fill(frames, places.permute(0, 2, 3, 1), generator)
+    return _shrink(pixels, size), _shrink((x & y)[:, None], size)
 
 
 def _centre(images, crop) -> torch.Tensor:
@@ -320,5 +298,11 @@ def _centre(images, crop) -> torch.Tensor:
 
 
 def _shrink(images, size) -> torch.Tensor:
+    """Box average, or of booleans whether the whole box is True (3 times as fast as avg_pool2d)."""
     factor = images.shape[-1] // size
-    return F.avg_pool2d(images, factor) if factor > 1 else images
+    if factor == 1:
+        return images
+    join = torch.logical_and if images.dtype == torch.bool else torch.add
+    rows = reduce(join, [images[..., i::factor, :] for i in range(factor)])
+    boxes = reduce(join, [rows[..., i::factor] for i in range(factor)])
+    return boxes if images.dtype == torch.bool else boxes / factor**2
