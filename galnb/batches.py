@@ -1,4 +1,4 @@
-"""Endless batches for training, each a function of its number alone, so that a run can be continued exactly."""
+"""Endless batches for training, each a function of its number alone: a run can be continued exactly."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ def blend_batches(
     seed: int,
     rule: str = "max",
     count: int = 2,
-    perturbation: Perturbation = Perturbation(),
+    perturbation: Perturbation | None = None,
     crop: int | None = None,
     size: int | None = None,
 ) -> Callable[[int], Batch]:
@@ -36,7 +36,8 @@ def blend_batches(
     Returns
     -------
     callable
-        ``batches(index)`` -> dict with ``"blended"`` (batch, C, size, size) and ``"galaxies"`` (batch, N, C, size, size).
+        ``batches(index)`` -> dict with ``"blended"`` (batch, C, size, size) and ``"galaxies"``
+        (batch, N, C, size, size).
 
     Raises
     ------
@@ -45,8 +46,8 @@ def blend_batches(
 
     Notes
     -----
-    All images of a batch are turned and mirrored alike by one of the 8 symmetries of the square: galaxies have no
-    preferred direction. Chapter: The deblender GAN
+    All images of a batch are turned and mirrored alike by one of the 8 symmetries of the square: galaxies
+    have no preferred direction. Chapter: The deblender GAN
     """
     if images.dtype != torch.uint8:
         check_images(images)
@@ -55,21 +56,24 @@ def blend_batches(
     if len(images) < count:
         raise ValueError(f"got {len(images)} images for blends of {count} galaxies; give at least {count}")
 
-    def pick(generator: torch.Generator, number: int) -> torch.Tensor:
-        chosen = images[torch.randint(len(images), (number,), generator=generator)]
-        return chosen.float() / 255 if images.dtype == torch.uint8 else chosen
+    margin = 0 if crop is None else max(0, (min(images.shape[-2:]) - crop) // 2)
+    central = images[..., margin : images.shape[-2] - margin, margin : images.shape[-1] - margin]
+
+    def pick(bank: torch.Tensor, generator: torch.Generator, number: int) -> torch.Tensor:
+        chosen = bank[torch.randint(len(bank), (number,), generator=generator)]
+        return chosen.float().mul_(1 / 255) if bank.dtype == torch.uint8 else chosen
 
     def batches(index: int) -> Batch:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         blends = make_blends(
-            pick(generator, batch_size),
+            pick(central, generator, batch_size),
             rule=rule,
             count=count,
-            perturbation=perturbation,
+            perturbation=perturbation or Perturbation(),
             generator=generator,
             crop=crop,
             size=size,
-            partners=pick(generator, max(batch_size, count)),
+            partners=pick(images, generator, max(batch_size, count)),
         )
         turn = int(torch.randint(8, (), generator=generator))
         return {"blended": _turned(blends.blended, turn), "galaxies": _turned(blends.galaxies, turn)}

@@ -148,17 +148,23 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
         if path.suffix == "" and path.name == str(path):
             path = shipped(str(path))
         else:
-            raise FileNotFoundError(f"no checkpoint at {path}; expected a .safetensors file written by save_checkpoint")
+            raise FileNotFoundError(
+                f"no checkpoint at {path}; expected a .safetensors file of save_checkpoint"
+            )
     header, tensors = _read(path)
     module, config_class, build = GANS[header["gan"]]
     module = import_module(module)
-    gan = getattr(module, build)(getattr(module, config_class)(**header["config"]))
+    try:
+        config = getattr(module, config_class)(**header["config"])
+    except TypeError as error:
+        raise ValueError(f"{path} has a config of another galnb version ({error}); update galnb") from error
+    gan = getattr(module, build)(config)
     for part, network in (("generator", gan.generator), ("discriminator", gan.discriminator)):
         own = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
         try:
             network.load_state_dict(own)
         except RuntimeError as error:
-            raise ValueError(f"{path}: the weights of the {part} do not fit its own config: {error}") from error
+            raise ValueError(f"{path}: the weights of the {part} do not fit its config: {error}") from error
         network.to(device).eval()
     return Checkpoint(gan, header["experiment"], header["step"], header["metrics"])
 
@@ -169,9 +175,12 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error}); fetch or train it again") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} was not written by galnb (format {metadata.get('format')!r}, expected {FORMAT!r})")
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}); get it again") from error
+    if metadata.get("format") != FORMAT or "galnb" not in metadata:
+        found = metadata.get("format")
+        raise ValueError(
+            f"{path} was not written by this galnb: its format is {found!r}, expected {FORMAT!r}"
+        )
     header = json.loads(metadata["galnb"])
     if header["gan"] not in GANS:
         raise ValueError(f"{path} holds a {header['gan']!r}; this version knows {sorted(GANS)}")
@@ -184,7 +193,8 @@ def shipped(name: str) -> Path:
     Parameters
     ----------
     name : str
-        For example ``"deblender-bounded"``; earlier stages are ``"deblender-bounded@early"`` and ``"...@middle"``.
+        For example ``"deblender-bounded"``; earlier stages are ``"deblender-bounded@early"`` and
+        ``"@middle"``.
 
     Returns
     -------

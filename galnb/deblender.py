@@ -1,7 +1,7 @@
 """The deblender GAN: one blend in, each of its galaxies out.
 
-Two generators share one discriminator design. ``"branched"`` is the network of Reiman & Göhre 2019; ``"gated"`` is a
-U-Net whose output is a share of the blend, because under a maximum blend no galaxy is brighter than the blend.
+Two generators share a discriminator design. ``"branched"`` is the network of Reiman & Göhre 2019. ``"gated"``
+is a U-Net whose output is a share of the blend, for under a maximum blend no galaxy is brighter than it.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import nn
 
 from galnb.gan import Batch, Gan, Losses, to_signed, to_unit
 from galnb.images import check_images
-from galnb.layers import ACTIVATIONS, NORMS, Add, Concat, ResidualBlock
+from galnb.layers import ACTIVATIONS, NORMS, Add, ResidualBlock
 from galnb.losses import RECONSTRUCTIONS, discriminator_bce, feature_loss, generator_bce, match_galaxies
 
 
@@ -71,13 +71,21 @@ class DeblenderConfig:
         if self.generator not in GENERATORS:
             raise ValueError(f"generator {self.generator!r} is unknown; known are {sorted(GENERATORS)}")
         if self.reconstruction not in RECONSTRUCTIONS:
-            raise ValueError(f"reconstruction {self.reconstruction!r} is unknown; known are {sorted(RECONSTRUCTIONS)}")
+            known = sorted(RECONSTRUCTIONS)
+            raise ValueError(f"reconstruction {self.reconstruction!r} is unknown; known are {known}")
         if self.size < 16 or self.size % 16:
             raise ValueError(f"size is {self.size}; expected a multiple of 16, for example 80")
         if self.count < 2:
             raise ValueError(f"count is {self.count}; a blend has at least 2 galaxies")
         if len(self.widths) != len(self.blocks):
-            raise ValueError(f"widths {self.widths} and blocks {self.blocks} must have one entry per resolution")
+            raise ValueError(
+                f"widths {self.widths} and blocks {self.blocks}: expected one entry per resolution"
+            )
+        multiple = 2 ** len(self.widths)
+        if self.generator == "gated" and self.size % multiple:
+            raise ValueError(f"size is {self.size}; {len(self.widths)} widths need a multiple of {multiple}")
+        if self.headroom < 0:
+            raise ValueError(f"headroom is {self.headroom}; expected 0 or more")
         for field in ("channels", "width", "root_blocks", "branch_blocks", "discriminator_width", "dense"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; expected at least 1")
@@ -86,8 +94,9 @@ class DeblenderConfig:
 class BranchedGenerator(nn.Module):
     """Draw each galaxy by a branch of its own behind a common root (Reiman & Göhre 2019).
 
-    Takes (B, C, H, W) in [-1, 1] and returns (B, N, C, H, W) in [-1, 1]. Nothing is resized on the way, so any image
-    size will do. With the paper's sizes it has 1,715,718 parameters.
+    Takes (B, C, H, W) in [-1, 1] and returns (B, N, C, H, W) in [-1, 1]. Nothing is resized on the way, so
+    any image size will do. With the paper's sizes it has 1,712,838 parameters; the paper's 1,715,718 hold
+    2,880 biases more, which batch norm cancels.
 
     Chapter: The deblender GAN
     """
@@ -118,7 +127,7 @@ class BranchedGenerator(nn.Module):
 
 
 class Gate(nn.Module):
-    """Give each galaxy its share of the blend: (x + 1) * sigmoid(logits) - 1 for x in [-1, 1].
+    """Give each galaxy its share of the blend: (x + 1 + 2 headroom) * sigmoid(logits) - 1 for x in [-1, 1].
 
     Chapter: The deblender GAN
     """
@@ -135,8 +144,9 @@ class Gate(nn.Module):
 class GatedGenerator(nn.Module):
     """Tell per pixel and colour which share of the blend is each galaxy's, by a U-Net at half resolution.
 
-    Takes (B, C, H, W) in [-1, 1] and returns (B, N, C, H, W) in [-1, 1]. The side must be a multiple of
-    ``2 ** len(widths)``: the image is folded once (2x2 pixels become channels) and halved between resolutions.
+    Takes (B, C, H, W) in [-1, 1] and returns (B, N, C, H, W), from -1 to the blend + 2 headroom. The image is
+    folded once (2x2 pixels become channels), then halved between resolutions: its side must be a multiple of
+    ``2 ** len(widths)``.
 
     Chapter: The deblender GAN
     """
@@ -154,16 +164,22 @@ class GatedGenerator(nn.Module):
             )
 
         levels = range(len(widths) - 1)
-        self.fold = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * config.channels, widths[0], 3, padding=1))
+        inputs = 4 * config.channels
+        self.fold = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(inputs, widths[0], 3, padding=1))
         self.down = nn.ModuleList(stage(level) for level in levels)
-        self.shrink = nn.ModuleList(nn.Conv2d(widths[level], widths[level + 1], 2, stride=2) for level in levels)
+        self.shrink = nn.ModuleList(
+            nn.Conv2d(widths[level], widths[level + 1], 2, stride=2) for level in levels
+        )
         self.bottom = stage(len(widths) - 1)
         self.enlarge = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(widths[level + 1], 4 * widths[level], 1), nn.PixelShuffle(2)) for level in levels
+            nn.Sequential(nn.Conv2d(widths[level + 1], 4 * widths[level], 1), nn.PixelShuffle(2))
+            for level in levels
         )
         self.skips = nn.ModuleList(Add() for _ in levels)
         self.up = nn.ModuleList(stage(level) for level in levels)
-        self.unfold = nn.Sequential(nn.SiLU(), nn.Conv2d(widths[0], outputs, 3, padding=1), nn.PixelShuffle(2))
+        self.unfold = nn.Sequential(
+            nn.SiLU(), nn.Conv2d(widths[0], outputs, 3, padding=1), nn.PixelShuffle(2)
+        )
         self.gate = Gate(config.headroom)
 
     def forward(self, blended: torch.Tensor) -> torch.Tensor:
@@ -184,8 +200,9 @@ GENERATORS = {"branched": BranchedGenerator, "gated": GatedGenerator}
 class Discriminator(nn.Sequential):
     """Score one galaxy image: the higher the logit, the more it looks real.
 
-    Takes (B, C, H, W) in [-1, 1] and returns (B, 1). Convolution, batch norm, LeakyReLU in this order, so that the norm
-    merges exactly into the convolution before it. With the paper's sizes it has about 17.8 million parameters.
+    Takes (B, C, H, W) in [-1, 1] and returns (B, 1). Convolution, batch norm, LeakyReLU in this order, so
+    that the norm merges exactly into the convolution before it. With the paper's sizes it has 17,796,481
+    parameters.
 
     Chapter: The deblender GAN
     """
@@ -244,7 +261,8 @@ def deblender(config: DeblenderConfig, *, features: nn.Module | None = None) -> 
     config : DeblenderConfig
         Sizes and loss weights; the seed in it fixes the first weights.
     features : torch.nn.Module, optional
-        Fixed network for the burn-in loss, from `galnb.features`. Without it burn-in uses the reconstruction loss.
+        Fixed network for the burn-in loss, from `galnb.features`. Without it burn-in uses the reconstruction
+        loss.
 
     Returns
     -------
@@ -252,8 +270,9 @@ def deblender(config: DeblenderConfig, *, features: nn.Module | None = None) -> 
 
     Notes
     -----
-    L_D = mean over branches of BCE(D(x), 1) + BCE(D(G), 0); L_G = mean over branches of MSE + 1e-3 BCE(D(G), 1);
-    burn-in: sum over branches of MSE(phi(x), phi(y)) (Reiman & Göhre 2019). Chapter: The deblender GAN
+    L_D = mean over branches of BCE(D(x), 1) + BCE(D(G), 0); L_G = mean over branches of
+    MSE + 1e-3 BCE(D(G), 1); burn-in: sum over branches of MSE(phi(x), phi(y)) (Reiman & Göhre 2019).
+    Chapter: The deblender GAN
     """
 
     def burn_in_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
@@ -261,14 +280,14 @@ def deblender(config: DeblenderConfig, *, features: nn.Module | None = None) -> 
         truth = match_galaxies(drawn, gan.prepare(batch["galaxies"]))
         if features is None:
             return {"total": RECONSTRUCTIONS[config.reconstruction](drawn, truth)}
-        return {"total": feature_loss((drawn.float() + 1) / 2, (truth + 1) / 2, features)}
+        seen = features.to(drawn.device)
+        return {"total": feature_loss((drawn.float() + 1) / 2, (truth + 1) / 2, seen)}
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         generator, discriminator = GENERATORS[config.generator](config), Discriminator(config)
-    return Gan(
-        "deblender", config, generator, discriminator, to_signed, _generator_loss, _discriminator_loss, burn_in_loss
-    )
+    networks, losses = (generator, discriminator), (_generator_loss, _discriminator_loss, burn_in_loss)
+    return Gan("deblender", config, *networks, to_signed, *losses)
 
 
 def deblend(
@@ -285,7 +304,7 @@ def deblend(
     count : int
         Galaxies per blend; must be what the GAN was built for.
     symmetries : int
-        1, or 8 to average over the flips and quarter turns of the blend (8 times slower, a little more exact).
+        1, or 8 to average over the flips and quarter turns of the blend (8 times slower, a bit more exact).
     batch : int
         Blends per pass, for bounded memory.
 
@@ -297,19 +316,29 @@ def deblend(
     Raises
     ------
     ValueError
-        If the images, the count or the symmetries do not fit.
+        If the images, the count, the batch or the symmetries do not fit.
 
     Notes
     -----
     Chapter: The deblender GAN
     """
     check_images(blended, name="blended")
-    if count != gan.config.count:
-        raise ValueError(f"count is {count}, but this deblender was built for {gan.config.count} galaxies per blend")
-    if blended.shape[1] != gan.config.channels:
-        raise ValueError(f"blended has {blended.shape[1]} channels; this deblender takes {gan.config.channels}")
+    config, (channels, *sides) = gan.config, blended.shape[1:]
+    if count != config.count:
+        raise ValueError(
+            f"count is {count}, but this deblender was built for {config.count} galaxies per blend"
+        )
+    if channels != config.channels:
+        raise ValueError(f"blended has {channels} channels; this deblender takes {config.channels}")
+    multiple = 2 ** len(config.widths) if config.generator == "gated" else 1
+    if any(side % multiple for side in sides):
+        raise ValueError(
+            f"blended is {sides[0]} x {sides[1]} px; this deblender takes multiples of {multiple} px"
+        )
     if symmetries not in (1, 8):
         raise ValueError(f"symmetries is {symmetries}; expected 1 or 8")
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; expected at least 1")
     device, was_training = next(gan.generator.parameters()).device, gan.generator.training
     gan.generator.eval()
     try:

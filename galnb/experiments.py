@@ -10,6 +10,7 @@ from galnb import images
 from galnb.batches import blend_batches, mix_batches
 from galnb.blending import Perturbation
 from galnb.deblender import deblender
+from galnb.features import feature_network
 from galnb.gan import Batch
 from galnb.presets import DeblenderExperiment, experiment
 from galnb.training import History, train
@@ -23,18 +24,34 @@ TRAINABLE = {
 
 
 def galaxy_zoo_frames(folder: str | Path, *, split: str = "train", limit: int | None = None) -> torch.Tensor:
-    """Read whole Galaxy Zoo frames as bytes: 424 x 424 floats of 1,400 galaxies would take 3 GB.
+    """Read whole Galaxy Zoo frames as bytes; as floats 1,400 of them would take 3 GB, while joined 6.
+
+    Parameters
+    ----------
+    folder, split, limit
+        As in `galnb.images.galaxy_zoo`.
 
     Returns
     -------
     torch.Tensor, shape (B, 3, 424, 424), uint8 in 0..255
 
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `galnb.images.galaxy_zoo`.
+
     Notes
     -----
     Chapter: The deblender GAN
     """
-    frames = images.galaxy_zoo(folder, size=424, crop=424, split=split, limit=limit).pixels
-    return frames.mul_(255).round_().byte()
+    probe = images.galaxy_zoo(folder, size=1, crop=424, split=split, limit=1)  # refuses what cannot be read
+    files = images._list_images(Path(folder))
+    names = sorted(files)
+    names = names[-images.GALAXY_ZOO_TEST :] if split == "test" else names[: probe.record["found"]]
+    frames = torch.empty(len(names[:limit]), 3, 424, 424, dtype=torch.uint8)
+    for frame, name in zip(frames, names, strict=False):
+        frame.copy_(images._decode(files[name], name, crop=424)[0].mul_(255).round_())
+    return frames
 
 
 def deblender_batches(data: str, chosen: DeblenderExperiment, *, seed: int) -> Callable[[int], Batch]:
@@ -43,8 +60,8 @@ def deblender_batches(data: str, chosen: DeblenderExperiment, *, seed: int) -> C
     Parameters
     ----------
     data : str
-        ``"hubble"``, ``"galaxyzoo:FOLDER"`` or ``"galaxyzoo:FOLDER,hubble"``. With both, one blend in sixteen shows
-        Hubble galaxies. The last 300 Galaxy Zoo images by name are never used: they are the test set.
+        ``"hubble"``, ``"galaxyzoo:FOLDER"`` or ``"galaxyzoo:FOLDER,hubble"``. With both, one blend in sixteen
+        shows Hubble galaxies. The last 300 Galaxy Zoo images by name are never used: they are the test set.
     chosen : DeblenderExperiment
         Batch size, number of images, rule and fill.
     seed : int
@@ -101,6 +118,7 @@ def run_deblender(
     steps: int | None = None,
     resume: bool = False,
     progress: bool = True,
+    features: str | None = None,
 ) -> History:
     """Train a deblender as a preset says and leave its checkpoints in a folder.
 
@@ -113,13 +131,17 @@ def run_deblender(
     data : str
         See `deblender_batches`.
     folder : str or Path
-        Receives ``early.safetensors``, ``middle.safetensors``, ``final.safetensors``, the resume point and the history.
+        Receives ``early.safetensors``, ``middle.safetensors``, ``final.safetensors``, the resume point and
+        ``history.json``.
     steps : int, optional
         Another number of steps than the preset's.
     resume : bool
         Continue a run that was stopped.
     progress : bool
         Show a progress bar.
+    features : str, optional
+        Key of `galnb.features.FEATURES`: the network that compares images during burn-in, in place of the
+        reconstruction loss.
 
     Returns
     -------
@@ -143,7 +165,7 @@ def run_deblender(
         "rule": chosen.rule,
         "fill": chosen.fill,
     }
-    gan = deblender(chosen.model)
+    if features is not None:
+        story["features"] = features
+    gan = deblender(chosen.model, features=feature_network(features) if features else None)
     return train(gan, batches, training, folder=folder, resume=resume, experiment=story, progress=progress)
-
-

@@ -25,8 +25,8 @@ class Gan:
     prepare : callable
         Turns images in [0, 1] into the tensor that both networks take, here always [-1, 1].
     generator_loss, discriminator_loss : callable
-        ``(gan, batch, generator) -> dict`` with the key ``"total"`` and one entry per named part. `generator` is a
-        CPU random generator for losses that draw noise.
+        ``(gan, batch, generator) -> dict`` of scalars with the key ``"total"`` and one entry per named part.
+        `generator` is a CPU random generator for losses that draw noise.
     burn_in_loss : callable or None
         Loss of the generator alone during burn-in, the same signature.
 

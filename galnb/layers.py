@@ -9,10 +9,16 @@ ACTIVATIONS = {
     "relu": lambda channels: nn.ReLU(),
     "silu": lambda channels: nn.SiLU(),
 }
-# A group holds about 16 channels: small enough to matter at width 16, large enough for a stable variance.
+
+
+def _groups(channels: int) -> int:
+    """Groups of about 16 channels: small enough to matter, large enough for a stable variance."""
+    return max(count for count in range(1, max(1, channels // 16) + 1) if channels % count == 0)
+
+
 NORMS = {
     "batch": lambda channels: nn.BatchNorm2d(channels),
-    "group": lambda channels: nn.GroupNorm(max(1, channels // 16), channels),
+    "group": lambda channels: nn.GroupNorm(_groups(channels), channels),
     "none": lambda channels: nn.Identity(),
 }
 

@@ -65,7 +65,12 @@ def mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 def log_mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Average log10 of the per-image MSE: minus a tenth of the mean PSNR, up to a constant.
 
-    Where `mse` is ruled by the few worst images, every image counts alike here, as it does in a mean of decibels.
+    `mse` is ruled by the few worst images; here every image counts alike, as it does in a mean of decibels.
+
+    Notes
+    -----
+    For images in [-1, 1], log_mse = log10(4) - PSNR / 10, with the PSNR of the same images in [0, 1]; the
+    1e-7 inside keeps a perfect image finite.
 
     Chapter: The deblender GAN
     """
@@ -78,8 +83,8 @@ RECONSTRUCTIONS = {"mse": mse, "log_mse": log_mse}
 def match_galaxies(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Order the true galaxies as the generator drew them.
 
-    Galaxy 0 is the unperturbed central one and stays. The others carry no order of their own when there are two or
-    more, so per blend the order with the smallest squared error is taken.
+    Galaxy 0 is the unperturbed central one and stays. The others carry no order of their own when there are
+    two or more, so per blend the order with the smallest squared error is taken.
 
     Parameters
     ----------
