@@ -5,8 +5,8 @@ Common arguments: `ax`, the Axes to draw into (default: the current ones), alway
 What cannot be drawn (a batch, an unknown name, no values) is a ValueError that says what was expected.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -34,12 +34,21 @@ STYLE = {
 }
 
 
-def style() -> AbstractContextManager[None]:
+@contextmanager
+def style() -> Iterator[None]:
     """Give figures the look of the book inside a `with` block: white, 150 dpi, colour-blind-safe.
+
+    Only the settings of `STYLE` are put back afterwards: `plt.rc_context` would also undo the backend that a
+    notebook starts inside the block.
 
     Chapter: Galaxies as pixels
     """
-    return plt.rc_context(STYLE)
+    before = {name: plt.rcParams[name] for name in STYLE}
+    plt.rcParams.update(STYLE)
+    try:
+        yield
+    finally:
+        plt.rcParams.update(before)
 
 
 def show_image(image: torch.Tensor, *, ax: Axes | None = None, title: str = "") -> Axes:

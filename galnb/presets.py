@@ -146,7 +146,7 @@ def _same(experiment: Experiment) -> dict[str, Experiment]:
 
 
 EXPERIMENTS = {
-    "01_images": _same(Experiment(minutes=0.5, memory_gib=1)),
+    "01_images": _same(Experiment(minutes=0.5, memory_gib=1.5)),
     "02_blending": _same(Experiment(minutes=0.5, memory_gib=1.5)),
     "04_deblender": {"quick": _QUICK, **_PAPER},
     "05_evaluation": {
