@@ -34,7 +34,7 @@ class Perturbation:
     flip: bool = True
     rotate: bool = True
     scale: tuple[float, float] = (math.exp(-1), math.exp(0.5))
-    # Their code draws a whole number of -50..-11 or 10..49 px, at 424 px and a crop of 240; here it is continuous.
+    # Their code draws whole numbers, -50..-11 or 10..49 px at 424 px and a crop of 240; here continuous.
     shift: tuple[float, float] = (10 / 240, 49 / 240)
     fill: str = "zeros"
 
