@@ -168,7 +168,8 @@ def _execute(path: Path, folder: Path, parameters: dict, root: Path) -> dict:
             log.seek(0)
             report = log.read()
         if code:
-            raise NotebookFailed(f"{path.name} failed:\n{report[-4000:]}")
+            cell = max(report.rfind("Exception encountered"), 0)  # what is above is papermill's own stack
+            raise NotebookFailed(f"{path.name} failed:\n{report[cell:][-4000:]}")
         record = {"seconds": round(time.perf_counter() - started, 1), "peak_memory_gib": memory}
         (outputs / path.stem).mkdir(parents=True, exist_ok=True)
         shutil.move(work / "executed.ipynb", outputs / path.stem / "executed.ipynb")
