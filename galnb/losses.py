@@ -47,10 +47,19 @@ def per_image_mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     -------
     torch.Tensor, shape (B, N)
 
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+
     Notes
     -----
     Chapter: The deblender GAN
     """
+    if predicted.shape != truth.shape:
+        raise ValueError(
+            f"predicted {tuple(predicted.shape)} and truth {tuple(truth.shape)} must have one shape"
+        )
     return (predicted.float() - truth.float()).square().mean(dim=(-3, -2, -1))
 
 

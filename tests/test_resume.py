@@ -18,7 +18,7 @@ from galnb.checkpoints import load_checkpoint
 from galnb.deblender import deblender
 from galnb.resume import FREE, History
 from galnb.training import TrainingConfig, train
-from tests.tiny_runs import RUN, TINY, batches, plain_gan, run
+from tests.tiny_runs import RUN, TINY, batches, one_thread, plain_gan, run  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 

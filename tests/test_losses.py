@@ -1,0 +1,100 @@
+"""Losses against their equations."""
+
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+from torch import nn
+
+from galnb import losses
+from galnb.gan import to_signed
+
+
+@pytest.fixture
+def pair(generator):
+    """Two sets of five blends of two galaxies, in [0, 1], from close to far apart."""
+    truth = torch.rand(5, 2, 3, 16, 16, generator=generator)
+    noise = torch.randn(truth.shape, generator=generator) * torch.logspace(-3, -0.5, 10).view(5, 2, 1, 1, 1)
+    return (truth + noise).clamp(0, 1), truth
+
+
+def test_bce_equals_its_definition(generator):
+    real, fake = 3 * torch.randn(2, 7, 1, generator=generator)
+    p, q = (1 / (1 + np.exp(-logits.double().numpy())) for logits in (real, fake))
+    # float32 sums of seven terms
+    assert losses.discriminator_bce(real, fake).item() == pytest.approx(
+        -np.log(p).mean() - np.log(1 - q).mean(), rel=1e-6
+    )
+    assert losses.generator_bce(fake).item() == pytest.approx(-np.log(q).mean(), rel=1e-6)
+
+
+def test_a_discriminator_at_a_loss_costs_two_bits():
+    zero = torch.zeros(3, 1)
+    assert losses.discriminator_bce(zero, zero).item() == pytest.approx(2 * math.log(2))
+
+
+def test_generator_loss_does_not_saturate():
+    logit = torch.tensor([[-40.0]], requires_grad=True)
+    losses.generator_bce(logit).backward()
+    assert logit.grad.item() == pytest.approx(-1)  # where log(1 - D) would give a gradient of 0
+
+
+def test_mse_averages_each_image_and_then_all(pair):
+    a, b = pair
+    wanted = ((a.double() - b.double()).numpy() ** 2).mean((2, 3, 4))
+    assert losses.per_image_mse(a, b).numpy() == pytest.approx(wanted, rel=1e-5)
+    assert losses.mse(a, b).item() == pytest.approx(wanted.mean(), rel=1e-5)
+    assert losses.per_image_mse(a.bfloat16(), b).dtype == torch.float32
+
+
+def test_log_mse_is_minus_a_tenth_of_the_psnr(pair):
+    a, b = pair
+    decibels = [
+        peak_signal_noise_ratio(y.double().numpy(), x.double().numpy(), data_range=1)
+        for x, y in zip(a.flatten(0, 1), b.flatten(0, 1), strict=True)
+    ]
+    found = losses.log_mse(to_signed(a), to_signed(b)).item()
+    # the 1e-7 inside is 3 % of the smallest squared error here (4e-6), so less than 0.02 in one of ten logs
+    assert found == pytest.approx(math.log10(4) - np.mean(decibels) / 10, abs=2e-3)
+    assert losses.log_mse(a, a).item() == pytest.approx(-7)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_match_galaxies_equals_trying_every_order(count, generator):
+    truth = torch.rand(6, count, 1, 4, 4, generator=generator)
+    drawn = torch.rand(6, count, 1, 4, 4, generator=generator)
+    found = losses.match_galaxies(drawn, truth)
+    for index in range(6):
+        orders = [(0, *order) for order in permutations(range(1, count))]
+        errors = [
+            sum(float(((drawn[index, i] - truth[index, k]) ** 2).sum()) for i, k in enumerate(o))
+            for o in orders
+        ]
+        assert torch.equal(found[index], truth[index, list(orders[int(np.argmin(errors))])])
+
+
+def test_match_galaxies_undoes_a_shuffle_and_leaves_the_central_one(generator):
+    truth = torch.rand(3, 4, 1, 4, 4, generator=generator)
+    assert torch.equal(losses.match_galaxies(truth[:, [0, 3, 1, 2]], truth), truth[:, [0, 3, 1, 2]])
+    swapped = truth[:, [1, 0, 2, 3]]  # the central one is never exchanged
+    assert torch.equal(losses.match_galaxies(swapped, truth)[:, 0], truth[:, 0])
+    assert losses.match_galaxies(swapped[:, :2], truth[:, :2]) is not None
+    assert torch.equal(losses.match_galaxies(swapped[:, :2], truth[:, :2]), truth[:, :2])
+
+
+def test_feature_loss_sums_over_the_branches(pair):
+    a, b = pair
+    features = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU()).requires_grad_(False)
+    by_branch = sum(nn.functional.mse_loss(features(a[:, k]), features(b[:, k])) for k in range(2))
+    assert losses.feature_loss(a, b, features).item() == pytest.approx(by_branch.item(), rel=1e-5)
+    assert losses.feature_loss(a, b, nn.Identity()).item() == pytest.approx(
+        2 * losses.mse(a, b).item(), rel=1e-5
+    )
+
+
+def test_shapes_that_differ_are_refused_where_torch_would_broadcast(pair):
+    with pytest.raises(ValueError, match=r"\(5, 2, 3, 16, 16\).*\(5, 1, 3, 16, 16\)"):
+        losses.mse(pair[0], pair[1][:, :1])
