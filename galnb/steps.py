@@ -164,6 +164,9 @@ def _learn(
     pace = SCHEDULES[config.schedule](step / config.steps) * min(1.0, (step + 1) / max(1, config.warmup))
     state.generator_optimizer.param_groups[0]["lr"] = config.learning_rate * pace
     state.discriminator_optimizer.param_groups[0]["lr"] = config.discriminator_learning_rate * pace
+    if step == config.burn_in:
+        # Adam's memory of the burn-in gradients would turn the first steps on another loss into leaps.
+        state.generator_optimizer.state.clear()
     noise = torch.Generator().manual_seed(config.seed * 1_000_003 + step + (fabric.global_rank << 40))
     losses = {}
     turn = step >= config.burn_in and (step - config.burn_in) % config.discriminator_every == 0
