@@ -113,6 +113,7 @@ def blend_sum(galaxies: torch.Tensor) -> torch.Tensor:
 
 
 BLEND_RULES = {"max": blend_max, "sum": blend_sum}
+PIECE = 2**22  # input values that are warped at a time
 
 
 def make_blends(
@@ -164,14 +165,18 @@ def make_blends(
     bank = images if partners is None else partners
     crop, size = _fitting_sizes(images, bank, crop, size)
     others = _draw_others(len(images), bank, count, generator, with_self=partners is not None)
-    shift, scale, matrix = _draw_geometry(others.numel(), perturbation, generator, images.device)
-    fill = FILLS[perturbation.fill]
-    pixels, covered = _warp(bank[others.flatten()], shift, matrix, crop, size, fill, generator)
-    first = _shrink(_centre(images, crop), size)
-    galaxies = torch.cat([first[:, None], pixels.unflatten(0, others.shape)], 1)
-    footprints = F.pad(covered.unflatten(0, others.shape), (0, 0) * 3 + (1, 0), value=True)
-    offsets = F.pad(size * shift.view(*others.shape, 2), (0, 0, 1, 0))
-    scales = F.pad(scale.view(others.shape), (1, 0), value=1.0)
+    shift, scale, matrix = _draw_geometry(others.shape, perturbation, generator, images.device)
+    galaxies = images.new_empty(len(images), count, images.shape[1], size, size)
+    footprints = torch.ones(len(images), count, 1, size, size, dtype=torch.bool, device=images.device)
+    galaxies[:, 0] = _shrink(_centre(images, crop), size)
+    # In pieces, whose intermediate results stay small: faster for large images, and memory is bounded.
+    for part in torch.arange(len(images)).split(max(1, PIECE // bank[:1].numel() // (count - 1))):
+        piece = slice(int(part[0]), int(part[-1]) + 1)
+        grid, covered = _sampling_grid(matrix[piece].flatten(0, 1), shift[piece].flatten(0, 1), bank, crop)
+        pixels = FILLS[perturbation.fill](bank[others[piece].flatten()], grid, generator)
+        galaxies[piece, 1:] = _shrink(pixels, size).unflatten(0, (-1, count - 1))
+        footprints[piece, 1:] = _shrink(covered, size).unflatten(0, (-1, count - 1))
+    offsets, scales = F.pad(size * shift, (0, 0, 1, 0)), F.pad(scale, (1, 0), value=1.0)
     return Blends(BLEND_RULES[rule](galaxies), galaxies, footprints, offsets, scales)
 
 
@@ -263,33 +268,32 @@ def _draw_others(batch, bank, count, generator, *, with_self=False) -> torch.Ten
     return lots.topk(count - 1, 1).indices.to(bank.device)
 
 
-def _draw_geometry(number, perturbation, generator, device):
-    """Shifts (K, 2) in units of the side, scales (K,), matrices (K, 2, 2) from stamp back to image."""
-    draw = torch.rand(number, 8, generator=generator, device=generator.device).to(device)
-    sign = 1 - 2 * draw[:, :4].round()
-    mirror, side = sign[:, :2] if perturbation.flip else torch.ones_like(sign[:, :2]), sign[:, 2:]
-    angle = 2 * math.pi * draw[:, 4] * perturbation.rotate
+def _draw_geometry(shape, perturbation, generator, device):
+    """Shifts (B, N - 1, 2) in units of the side, scales, matrices (..., 2, 2) from stamp back to image."""
+    draw = torch.rand(*shape, 8, generator=generator, device=generator.device).to(device)
+    sign = 1 - 2 * draw[..., :4].round()
+    mirror, side = sign[..., :2] if perturbation.flip else torch.ones_like(sign[..., :2]), sign[..., 2:]
+    angle = 2 * math.pi * draw[..., 4] * perturbation.rotate
     low, high = map(math.log, perturbation.scale)
-    scale = torch.exp(low + (high - low) * draw[:, 5])
+    scale = torch.exp(low + (high - low) * draw[..., 5])
     low, high = perturbation.shift
-    shift = side * (low + (high - low) * draw[:, 6:])
+    shift = side * (low + (high - low) * draw[..., 6:])
     cos, sin = angle.cos() / scale, angle.sin() / scale
-    turn_back = torch.stack([cos, sin, -sin, cos], 1).view(number, 2, 2)
-    return shift, scale, mirror[:, :, None] * turn_back
+    turn_back = torch.stack([cos, sin, -sin, cos], -1).unflatten(-1, (2, 2))
+    return shift, scale, mirror[..., None] * turn_back
 
 
-def _warp(frames, shift, matrix, crop, size, fill, generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Perturbed stamps (K, C, size, size) and where they rest on image data alone (K, 1, size, size)."""
-    frame = torch.tensor([frames.shape[-1], frames.shape[-2]], device=frames.device)  # width, height
+def _sampling_grid(matrix, shift, bank, crop) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grid (K, crop, crop, 2) for `grid_sample`, and where it meets image data alone (K, 1, crop, crop)."""
+    frame = torch.tensor([bank.shape[-1], bank.shape[-2]], device=matrix.device)  # width, height
     matrix = matrix * (crop / frame)[:, None]  # -1 ... 1 across the stamp -> -1 ... 1 across the frame
     origin = -2 * matrix @ shift[..., None]
-    along = (torch.arange(crop, device=frames.device) + 0.5) * (2 / crop) - 1
+    along = (torch.arange(crop, device=matrix.device) + 0.5) * (2 / crop) - 1
     columns, rows = matrix[:, :, 0, None] * along + origin, matrix[:, :, 1, None] * along
     places = rows[..., None] + columns[:, :, None]  # (K, x and y, crop, crop)
     # Real as far as the centre of the last pixel, 0.001 px of slack for float32; further out fill takes part.
     x, y = (places.abs() <= (1 - (1 - 0.002) / frame)[:, None, None]).unbind(1)
-    pixels = fill(frames, places.permute(0, 2, 3, 1), generator)
-    return _shrink(pixels, size), _shrink((x & y)[:, None], size)
+    return places.permute(0, 2, 3, 1), (x & y)[:, None]
 
 
 def _centre(images, crop) -> torch.Tensor:

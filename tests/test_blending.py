@@ -26,7 +26,9 @@ def drawn(batch, bank, count, perturbation, seed, with_self=False):
     """The partners, shifts, scales and matrices of `make_blends` with the same seed."""
     generator = seeded(seed)
     others = blending._draw_others(batch, bank, count, generator, with_self=with_self)
-    return others.flatten(), *blending._draw_geometry(others.numel(), perturbation, generator, "cpu")
+    return others.flatten(), *(
+        part.flatten(0, 1) for part in blending._draw_geometry(others.shape, perturbation, generator, "cpu")
+    )
 
 
 def slow_warp(frame, shift, matrix, crop, size, mode="constant"):
