@@ -77,35 +77,26 @@ def deblender_batches(data: str, chosen: DeblenderExperiment, *, seed: int) -> C
     Galaxy Zoo follows the protocol of Reiman & Göhre 2019: warp at 424 px, crop 240, box average to 80.
     Chapter: The deblender GAN
     """
+    kinds = [source.partition(":")[0] for source in data.split(",")]
+    folder = data.split(",")[0].partition(":")[2]
+    if kinds not in (["hubble"], ["galaxyzoo"], ["galaxyzoo", "hubble"]) or bool(folder) != (
+        "galaxyzoo" in kinds
+    ):
+        raise ValueError(
+            f"data {data!r} are unknown; give hubble, galaxyzoo:FOLDER or galaxyzoo:FOLDER,hubble"
+        )
     common = {"rule": chosen.rule, "count": chosen.model.count, "seed": seed}
-    sources = data.split(",")
-    few = max(1, chosen.batch_size // 16) if len(sources) > 1 else chosen.batch_size
+    few = max(1, chosen.batch_size // 16) if len(kinds) > 1 else chosen.batch_size
     made = []
-    for source in sources:
-        name, _, folder = source.partition(":")
-        if name == "galaxyzoo" and folder:
-            many = chosen.batch_size - few if len(sources) > 1 else chosen.batch_size
-            frames = galaxy_zoo_frames(folder, limit=chosen.images or None)
-            made.append(
-                blend_batches(
-                    frames,
-                    batch_size=many,
-                    crop=240,
-                    size=chosen.model.size,
-                    perturbation=Perturbation(fill=chosen.fill),
-                    **common,
-                )
-            )
-        elif source == "hubble":
-            stamps = images.hubble_deep_field(size=chosen.model.size).pixels
-            # A Hubble stamp has no surroundings to turn in; zeros would fill a third of it.
-            made.append(
-                blend_batches(stamps, batch_size=few, perturbation=Perturbation(fill="reflect"), **common)
-            )
-        else:
-            raise ValueError(
-                f"data source {source!r} is unknown; give hubble, galaxyzoo:FOLDER, or both joined by a comma"
-            )
+    if "galaxyzoo" in kinds:
+        frames, fill = galaxy_zoo_frames(folder, limit=chosen.images or None), Perturbation(fill=chosen.fill)
+        many, sizes = chosen.batch_size - few * (len(kinds) > 1), {"crop": 240, "size": chosen.model.size}
+        made.append(blend_batches(frames, batch_size=many, perturbation=fill, **sizes, **common))
+    if "hubble" in kinds:
+        stamps = images.hubble_deep_field(size=chosen.model.size).pixels
+        # A Hubble stamp has no surroundings to turn in; zeros would fill a third of it.
+        fill = Perturbation(fill="reflect")
+        made.append(blend_batches(stamps, batch_size=few, perturbation=fill, **common))
     return mix_batches(*made)
 
 

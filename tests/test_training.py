@@ -128,6 +128,15 @@ def test_decay_is_the_generators_and_clipping_shortens_gradients():
     assert torch.equal(gan.discriminator.weight, before)
 
 
+def test_adam_starts_afresh_after_burn_in():
+    # Burn-in pulls a thousand times harder, the other way: its memory would hold the next steps back.
+    places, gan = [], one_weight_gan(lambda weight, step: -weight.sum())
+    gan = replace(gan, burn_in_loss=lambda gan, batch, noise: {"total": 1000 * gan.generator.weight.sum()})
+    config = TrainingConfig(steps=5, burn_in=2, learning_rate=1.0, **CPU)
+    train(gan, nothing, config, callback=lambda step, losses, gan: places.append(gan.generator.weight.item()))
+    assert places == pytest.approx([-1, -2, -1, 0, 1], abs=1e-5)
+
+
 def state(network):
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 

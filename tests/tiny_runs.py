@@ -29,7 +29,7 @@ TINY = DeblenderConfig(size=16, width=4, discriminator_width=4, dense=8, **SIZES
 # Everything that a resume point must bring back: burn-in, schedule, warm-up, mean, clipping, two D steps.
 RUN = TrainingConfig(
     steps=12,
-    burn_in=3,
+    burn_in=4,
     learning_rate=1e-3,
     discriminator_learning_rate=1e-3,
     schedule="cosine",

@@ -1,0 +1,174 @@
+"""Checkpoints: one file rebuilds the model, and nothing but a whole file is read."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from galnb import checkpoints
+from galnb.checkpoints import load_checkpoint, save_checkpoint, shipped, write_atomically
+from galnb.deblender import deblend, deblender
+from tests.tiny_runs import TINY, batches, one_thread  # noqa: F401
+
+GATED = replace(TINY, generator="gated", reconstruction="log_mse", adversarial_weight=0.5)
+
+
+@pytest.fixture
+def gan():
+    """A deblender that has seen one batch, so that its batch statistics are not the fresh ones."""
+    return seen_one_batch(TINY)
+
+
+def seen_one_batch(config):
+    gan = deblender(config)
+    with torch.no_grad():
+        gan.generator_loss(gan, batches()(0), None)
+    return gan
+
+
+@pytest.fixture
+def path(tmp_path, gan):
+    return save_checkpoint(tmp_path / "a.safetensors", gan, experiment={}, step=7)
+
+
+@pytest.mark.parametrize("config", [TINY, GATED], ids=lambda config: config.generator)
+def test_the_file_alone_rebuilds_the_model(tmp_path, config):
+    gan, story = seen_one_batch(config), {"data": "blobs", "batch_size": 4}
+    path = tmp_path / "a.safetensors"
+    kept = load_checkpoint(save_checkpoint(path, gan, experiment=story, step=7, metrics={"psnr": 20.5}))
+    assert kept.gan.config == gan.config and kept.gan.name == "deblender"
+    assert (kept.step, kept.experiment, kept.metrics) == (7, story, {"psnr": 20.5})
+    for part in ("generator", "discriminator"):
+        ours, saved = getattr(kept.gan, part), getattr(gan, part).state_dict()
+        assert not ours.training and ours.state_dict().keys() == saved.keys()
+        assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in saved.items())
+    blended = batches()(1)["blended"]
+    assert torch.equal(deblend(kept.gan, blended), deblend(gan, blended))
+    kept.gan.generator_loss(kept.gan, batches()(0), None)["total"].backward()  # it can learn on
+
+
+def test_the_file_can_be_read_without_galnb(path, gan):
+    with safe_open(path, framework="np") as file:
+        header = json.loads(file.metadata()["galnb"])
+        weight = file.get_tensor("discriminator.0.weight")
+    assert header["gan"] == "deblender" and header["torch"] == torch.__version__
+    assert header["config"]["adversarial_weight"] == gan.config.adversarial_weight
+    assert torch.equal(torch.from_numpy(weight), gan.discriminator[0].weight.detach())
+
+
+def test_half_precision_halves_weights_but_not_statistics(path, gan):
+    half = save_checkpoint(
+        path.with_name("half.safetensors"), gan, experiment={}, step=7, dtype=torch.float16
+    )
+    assert half.stat().st_size < 0.75 * path.stat().st_size  # the header stays
+    with safe_open(half, framework="pt") as file:
+        assert file.get_tensor("discriminator.0.weight").dtype == torch.float16
+        assert file.get_tensor("discriminator.3.running_var").dtype == torch.float32
+        assert file.get_tensor("discriminator.3.num_batches_tracked").dtype == torch.int64
+    kept = load_checkpoint(half).gan
+    for name, tensor in gan.discriminator.state_dict().items():
+        assert kept.discriminator.state_dict()[name].dtype == tensor.dtype
+        wanted = tensor if "running_" in name or "num_" in name else tensor.half().float()
+        assert torch.equal(kept.discriminator.state_dict()[name], wanted)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 200, 0.5, 0.99])
+def test_a_truncated_file_is_refused(path, keep):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
+    with pytest.raises(ValueError, match=r"a\.safetensors is damaged or no safetensors file"):
+        load_checkpoint(path)
+
+
+def rewrite(path, change):
+    """Save the file again with another header."""
+    with safe_open(path, framework="pt") as file:
+        metadata, names = file.metadata(), list(file.keys())
+        tensors = {name: file.get_tensor(name) for name in names}
+    header = json.loads(metadata["galnb"])
+    change(header, tensors, metadata)
+    save_file(tensors, path, metadata={"galnb": json.dumps(header), **metadata})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda h, t, m: m.update(format="pt"),
+            "not written by this galnb: its format is 'pt', expected 'galnb-1'",
+        ),
+        (
+            lambda h, t, m: (h.update(gan="stylegan"), m.pop("galnb")),
+            r"holds a 'stylegan'; this version knows \['deb",
+        ),
+        (
+            lambda h, t, m: (h["config"].update(depth=3), m.pop("galnb")),
+            "config of another galnb version.*depth",
+        ),
+        (
+            lambda h, t, m: (h["config"].update(dense=9), m.pop("galnb")),
+            "weights of the discriminator do not fit",
+        ),
+        (lambda h, t, m: t.pop("discriminator.0.bias"), "weights of the discriminator do not fit its config"),
+        (lambda h, t, m: (h["config"].update(size=17), m.pop("galnb")), "size is 17"),
+    ],
+)
+def test_a_foreign_file_is_refused(path, change, message):
+    rewrite(path, change)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(path)
+
+
+def test_a_safetensors_file_of_another_program_is_refused(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="not written by this galnb: its format is None"):
+        load_checkpoint(tmp_path / "other.safetensors")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*gone\.safetensors"):
+        load_checkpoint(tmp_path / "gone.safetensors")
+
+
+def test_shipped_weights_are_found_by_name(monkeypatch, path, gan):
+    monkeypatch.setattr(checkpoints, "WEIGHTS", path.parent)
+    path.rename(path.with_name("tiny@early.safetensors"))
+    assert shipped("tiny@early").name == "tiny@early.safetensors"
+    assert load_checkpoint("tiny@early").gan.config == gan.config
+    with pytest.raises(ValueError, match=r"no shipped weights are named 'tiny'; known are \['tiny@early'\]"):
+        load_checkpoint("tiny")
+    monkeypatch.setattr(checkpoints, "WEIGHTS", path.parent / "none")
+    with pytest.raises(ValueError, match="known are none yet"):
+        shipped("tiny")
+
+
+def test_every_shipped_file_loads():
+    for file in checkpoints.WEIGHTS.glob("*.safetensors"):
+        assert load_checkpoint(file).step > 0, file.name
+
+
+def test_saving_refuses_other_endings_and_what_is_not_json(tmp_path, gan):
+    with pytest.raises(ValueError, match=r"expected a name that ends in \.safetensors"):
+        save_checkpoint(tmp_path / "a.pt", gan, experiment={}, step=1)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_checkpoint(tmp_path / "a.safetensors", gan, experiment={"folder": tmp_path}, step=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path, monkeypatch):
+    write_atomically(tmp_path / "deep" / "file", b"old")
+
+    def full(*arguments):
+        raise OSError("No space left on device")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, name, full)
+            with pytest.raises(OSError, match="No space"):
+                write_atomically(tmp_path / "deep" / "file", b"new")
+        assert [file.name for file in (tmp_path / "deep").iterdir()] == ["file"]
+        assert (tmp_path / "deep" / "file").read_bytes() == b"old"

@@ -1,0 +1,125 @@
+"""Named experiments: from a folder of images to checkpoints."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from galnb import experiments
+from galnb import images as readers
+from galnb.checkpoints import load_checkpoint
+from galnb.experiments import TRAINABLE, deblender_batches, galaxy_zoo_frames, run_deblender
+from galnb.presets import experiment
+from tests.tiny_runs import TINY, one_thread  # noqa: F401
+
+SMALL_SIZES = {
+    field: getattr(TINY, field) for field in ("size", "width", "root_blocks", "discriminator_width", "dense")
+}
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    """Six frames like Galaxy Zoo's, of which the last two are for testing."""
+    monkeypatch.setattr(readers, "GALAXY_ZOO_TEST", 2)
+    pixels = np.random.default_rng(0)
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    for index in range(6):
+        coarse = Image.fromarray(pixels.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+        coarse.resize((424, 424), Image.Resampling.BICUBIC).save(folder / f"{index}.jpg")
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The quick preset with networks of a few hundred weights."""
+
+    def chosen(name, preset):
+        full = experiment(name, preset)
+        return replace(full, model=replace(full.model, **SMALL_SIZES), batch_size=4)
+
+    monkeypatch.setattr(experiments, "experiment", chosen)
+    return chosen
+
+
+@pytest.mark.parametrize(("split", "limit"), [("train", None), ("train", 3), ("test", None), (None, 5)])
+def test_frames_are_the_readers_images_in_bytes(zoo, split, limit):
+    frames = galaxy_zoo_frames(zoo, split=split, limit=limit)
+    wanted = readers.galaxy_zoo(zoo, size=424, crop=424, split=split, limit=limit).pixels
+    assert frames.dtype == torch.uint8
+    assert torch.equal(frames, (wanted * 255).round().byte())
+
+
+def test_the_test_set_is_never_trained_on(zoo, small):
+    chosen = replace(small("deblender-paper", "quick"), batch_size=64)
+    test = readers.galaxy_zoo(zoo, size=16, crop=240, split="test").pixels
+    train = readers.galaxy_zoo(zoo, size=16, crop=240, split="train").pixels
+    central = deblender_batches(f"galaxyzoo:{zoo}", chosen, seed=0)(0)["galaxies"][:, 0]
+
+    def found(bank):
+        turned = torch.stack([torch.rot90(b, k, (-2, -1)) for b in (bank, bank.flip(-1)) for k in range(4)])
+        return {
+            (turned[:, i, None] - central).abs().amax((2, 3, 4)).min().item() < 0.02 for i in range(len(bank))
+        }
+
+    # a box average of bytes against an area average of floats: the same within 1/255
+    assert found(train) == {True} and found(test) == {False}
+
+
+def test_one_blend_in_sixteen_is_hubbles(zoo, small, monkeypatch):
+    stamps = readers.hubble_deep_field(size=16, limit=20)
+    monkeypatch.setattr(readers, "hubble_deep_field", lambda *, size: stamps)  # read once
+    for batch_size, hubble in ((4, 1), (32, 2)):
+        chosen = replace(small("deblender-paper", "quick"), batch_size=batch_size)
+        mixed = deblender_batches(f"galaxyzoo:{zoo},hubble", chosen, seed=0)(0)
+        alone = deblender_batches("hubble", replace(chosen, batch_size=hubble), seed=0)(0)
+        assert mixed["blended"].shape == (batch_size, 3, 16, 16)
+        assert torch.equal(mixed["blended"][-hubble:], alone["blended"])
+
+
+def test_a_run_leaves_checkpoints_that_tell_their_story_and_goes_on(zoo, small, tmp_path):
+    options = {
+        "data": f"galaxyzoo:{zoo}",
+        "folder": tmp_path / "run",
+        "progress": False,
+        "features": "random",
+    }
+    history = run_deblender("deblender", "quick", steps=4, **options)
+    assert history.steps == [0, 1, 2, 3] and "burn_in/total" in history.losses
+    kept = load_checkpoint(tmp_path / "run" / "final.safetensors")
+    story = {name: value for name, value in kept.experiment.items() if name != "training"}
+    assert story == {
+        "name": "deblender-paper", "preset": "quick", "data": "galaxyzoo", "batch_size": 4, "images": 0,
+        "rule": "max", "fill": "zeros", "features": "random",
+    }  # fmt: skip
+    assert kept.experiment["training"]["steps"] == 4 and str(tmp_path) not in str(kept.experiment)
+    assert run_deblender("deblender", "quick", steps=6, resume=True, **options).steps == list(range(6))
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["cosmos", "galaxyzoo", "hubble,cosmos", "galaxyzoo:", "hubble:x", "hubble,hubble", "galaxyzoo:a,b"],
+)
+def test_unknown_data_are_refused(data, small):
+    with pytest.raises(
+        ValueError, match="are unknown; give hubble, galaxyzoo:FOLDER or galaxyzoo:FOLDER,hubble"
+    ):
+        deblender_batches(data, small("deblender-paper", "quick"), seed=0)
+
+
+def test_unknown_names_and_missing_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=f"'vanilla' cannot be trained; known are .*{sorted(TRAINABLE)[0]}"):
+        run_deblender("vanilla", "quick", data="hubble", folder=tmp_path)
+    with pytest.raises(ValueError, match="preset 'huge' is unknown"):
+        run_deblender("deblender", "huge", data="hubble", folder=tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        run_deblender("deblender", "quick", data=f"galaxyzoo:{tmp_path / 'nowhere'}", folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_trainable_name_has_its_presets():
+    for name in set(TRAINABLE.values()):
+        for preset in ("quick", "laptop", "gpu"):
+            assert experiment(name, preset).model.count == 2
