@@ -104,7 +104,9 @@ _PAPER = {
         minutes=600,
         memory_gib=8,
         model=DeblenderConfig(),
-        training=TrainingConfig(steps=202_000, burn_in=2_000, precision="bf16-mixed", channels_last=True),
+        training=TrainingConfig(
+            steps=202_000, burn_in=2_000, precision="bf16-mixed", channels_last=True, save_every=2_000
+        ),
         batch_size=16,
     ),
 }

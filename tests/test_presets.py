@@ -25,7 +25,8 @@ def test_every_experiment_is_complete_and_frozen(name, preset):
         assert chosen.rule in BLEND_RULES and chosen.fill in FILLS
         assert chosen.training.burn_in < chosen.training.steps
         assert chosen.training.warmup < chosen.training.steps
-        assert chosen.training.save_every <= chosen.training.steps
+        # a paper-sized resume point takes 0.25 GB: not a thousand times
+        assert chosen.training.save_every <= chosen.training.steps <= 200 * chosen.training.save_every
         assert [stage for stage, _ in chosen.training.stages] == ["early", "middle", "final"]
 
 
