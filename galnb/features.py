@@ -128,7 +128,7 @@ def efficientnet_lite0(weights: str | Path | None = None) -> nn.Sequential:
         raise ValueError(f"{weights} has {len(stored)} tensors, expected {len(names)}; {INSTEAD}")
     # The file's names are another program's, its order is that of the layers.
     _fill(network, dict(zip(names, stored.values(), strict=True)), weights)
-    return network
+    return network.eval()
 
 
 def _efficientnet(weights: str | Path | None, pooled: bool) -> FeatureNetwork:

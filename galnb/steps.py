@@ -148,8 +148,9 @@ def take_step(
     try:
         return _learn(gan, state, feed, config, fabric)
     except (RuntimeError, MemoryError) as error:
-        short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
-        if not short:
+        # the allocators of CPUs (Linux, Windows) and GPUs each have their own words
+        words = ("allocate memory", "not enough memory", "out of memory")
+        if not isinstance(error, MemoryError) and not any(known in str(error) for known in words):
             raise
         raise RuntimeError(
             f"memory ran out in step {state.step}: lower batch_size first, then the width of the networks, "

@@ -17,7 +17,7 @@ needs_lite = pytest.mark.skipif(not LITE, reason="efficientnet-lite0-pytorch-mod
 
 @pytest.fixture(scope="module")
 def lite():
-    return efficientnet_lite0().eval()
+    return efficientnet_lite0()
 
 
 @pytest.fixture

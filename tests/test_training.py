@@ -248,7 +248,13 @@ def raising(error):
 
 
 @pytest.mark.parametrize(
-    "loss", [too_much, raising(torch.OutOfMemoryError("CUDA out of memory.")), raising(MemoryError())]
+    "loss",
+    [
+        too_much,
+        raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")),
+        raising(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.")),
+        raising(MemoryError()),
+    ],
 )
 def test_out_of_memory_says_what_to_lower(loss):
     with pytest.raises(RuntimeError, match="memory ran out in step 0: lower batch_size first") as caught:
