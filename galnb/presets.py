@@ -70,7 +70,13 @@ _QUICK = DeblenderExperiment(
     memory_gib=2,
     model=DeblenderConfig(width=16, root_blocks=2, branch_blocks=1, reconstruction="log_mse", **_SMALL),
     training=TrainingConfig(
-        steps=140, burn_in=20, learning_rate=1e-3, schedule="cosine", channels_last=True, save_every=70
+        steps=140,
+        burn_in=20,
+        warmup=40,
+        learning_rate=1e-3,
+        schedule="cosine",
+        channels_last=True,
+        save_every=70,
     ),
     batch_size=6,
 )
