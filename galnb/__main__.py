@@ -1,4 +1,4 @@
-"""Commands for machines without a notebook: `python -m galnb check`."""
+"""Commands for machines without a notebook: `python -m galnb check` and `train`."""
 
 import argparse
 import importlib.metadata
@@ -137,6 +137,28 @@ def _run() -> Iterator[Outcome]:
     )
 
 
+def train(what: str, preset: str, data: str, folder: str, steps: int | None, resume: bool) -> int:
+    """Train one of the book's GANs as its preset says; bad input is one sentence and exit code 2.
+
+    Returns
+    -------
+    int
+        Exit code.
+
+    Chapter: The deblender GAN
+    """
+    from galnb.experiments import run_deblender
+
+    target = folder or f"runs/{what}"
+    try:
+        history = run_deblender(what, preset, data=data, folder=target, steps=steps, resume=resume)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{len(history.steps)} steps done; checkpoints are in {target}")
+    return 0
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -152,7 +174,7 @@ def _cure(error: Exception) -> str:
     return "see the page Troubleshooting of the book, or report this output"
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"check": check}
+COMMANDS: dict[str, Callable[..., int]] = {"check": check, "train": train}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -170,6 +192,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", metavar="command")
     commands.add_parser("check", help="see that everything works here (about 10 seconds)")
+    training = commands.add_parser("train", help="train a GAN without a notebook")
+    training.add_argument("what", help="deblender (the paper's) or deblender-bounded")
+    training.add_argument("--preset", default="laptop", help="quick, laptop or gpu (default: laptop)")
+    training.add_argument("--data", default="hubble", help="hubble, galaxyzoo:FOLDER or both with a comma")
+    training.add_argument("--folder", default="", help="where checkpoints go (default: runs/NAME)")
+    training.add_argument("--steps", type=int, help="another number of steps than the preset's")
+    training.add_argument("--resume", action="store_true", help="continue a run that was stopped")
     chosen = vars(parser.parse_args(arguments))
     name = chosen.pop("command")
     if name is None:

@@ -97,3 +97,42 @@ def test_a_failing_step_does_not_hide_the_others(quick, monkeypatch, capsys):
         and "GiB free in" in said
         and "close other" in said
     )
+
+
+def test_train_leaves_checkpoints_and_goes_on(tmp_path, capsys, monkeypatch):
+    from galnb import experiments, presets
+    from galnb.checkpoints import load_checkpoint
+    from galnb.deblender import DeblenderConfig
+    from galnb.training import TrainingConfig
+
+    tiny = presets.DeblenderExperiment(
+        minutes=0,
+        memory_gib=1,
+        model=DeblenderConfig(
+            size=32, width=4, root_blocks=1, branch_blocks=1, discriminator_width=4, dense=4
+        ),
+        training=TrainingConfig(steps=2),
+        batch_size=2,
+        images=8,
+    )
+    monkeypatch.setattr(experiments, "experiment", lambda name, preset: tiny)
+    words = ["train", "deblender", "--preset", "quick", "--folder", str(tmp_path)]
+    assert command_line.main(words) == 0
+    assert "2 steps done" in capsys.readouterr().out
+    assert command_line.main([*words, "--steps", "3", "--resume"]) == 0
+    assert load_checkpoint(tmp_path / "final.safetensors").step == 3
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["train", "deblendr"], "deblender-bounded"),
+        (["train", "deblender", "--preset", "huge"], "laptop"),
+        (["train", "deblender", "--data", "galaxyzoo:/no/such/folder"], "/no/such/folder"),
+        (["train", "deblender", "--data", "hubbel"], "galaxyzoo:FOLDER"),
+    ],
+)
+def test_train_with_bad_input_is_one_sentence(words, said, capsys, tmp_path):
+    assert command_line.main([*words, "--folder", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert said in message and "Traceback" not in message

@@ -1,0 +1,113 @@
+"""Put the checkpoints of a finished run into the package: `python -m book.ship RUN_FOLDER NAME`.
+
+Weights are stored in half precision, each stage as `NAME@early`, `NAME@middle` and `NAME`. `index.json` then
+holds the SHA-256 and the card of every file in `galnb/weights`, and `README.md` the same for people.
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from galnb.checkpoints import WEIGHTS, load_checkpoint, save_checkpoint, write_atomically
+
+STAGES = {"early": "@early", "middle": "@middle", "final": ""}
+LARGEST = 6 * 2**20
+
+
+def ship(folder: Path, name: str, stages: list[str], metrics: dict) -> list[Path]:
+    """Convert the stages of a run to half precision and write them into the package."""
+    shipped = []
+    for stage in stages:
+        checkpoint = load_checkpoint(folder / f"{stage}.safetensors")
+        target = WEIGHTS / f"{name}{STAGES[stage]}.safetensors"
+        save_checkpoint(
+            target,
+            checkpoint.gan,
+            experiment=checkpoint.experiment,
+            step=checkpoint.step,
+            metrics=metrics if stage == "final" else {},
+            dtype=torch.float16,
+        )
+        if target.stat().st_size > LARGEST:
+            raise ValueError(f"{target} has {target.stat().st_size / 2**20:.1f} MiB; at most 6 are shipped")
+        shipped.append(target)
+    return shipped
+
+
+def card(path: Path) -> dict:
+    """Say what is in a file of weights: everything but the hash is read from the file itself."""
+    checkpoint = load_checkpoint(path)
+    story = checkpoint.experiment
+    return {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "bytes": path.stat().st_size,
+        "gan": checkpoint.gan.name,
+        "generator_weights": sum(weight.numel() for weight in checkpoint.gan.generator.parameters()),
+        "discriminator_weights": sum(weight.numel() for weight in checkpoint.gan.discriminator.parameters()),
+        "steps": checkpoint.step,
+        "planned_steps": story["training"]["steps"],
+        "data": story.get("data"),
+        "batch_size": story.get("batch_size"),
+        "seeds": {"weights": checkpoint.gan.config.seed, "batches": story["training"]["seed"]},
+        "command": command(story),
+        "metrics": checkpoint.metrics,
+    }
+
+
+def command(story: dict) -> str:
+    """Return the command that trains such weights."""
+    data = story.get("data", "hubble").replace("galaxyzoo", "galaxyzoo:FOLDER")
+    return (
+        f"python -m galnb train {story.get('name')} --preset {story.get('preset')} --data {data} "
+        f"--steps {story['training']['steps']} --folder runs/{story.get('name')}"
+    )
+
+
+def write_index() -> None:
+    """Describe all shipped weights in `index.json` and `README.md`."""
+    cards = {path.stem: card(path) for path in sorted(WEIGHTS.glob("*.safetensors"))}
+    write_atomically(WEIGHTS / "index.json", (json.dumps(cards, indent=1) + "\n").encode())
+    lines = [
+        "# Shipped weights",
+        "",
+        "Written by `python -m book.ship`. Half precision; each file holds both networks and the config",
+        "that rebuilds them. Trained on Galaxy Zoo images (SDSS; the last 300 by name never used) and on",
+        "Hubble stamps from scikit-image; no image is in here. Stages: `NAME@early`, `NAME@middle`, `NAME`.",
+        "",
+    ]
+    for name, about in cards.items():
+        lines += [
+            f"## {name}",
+            "",
+            f"* {about['generator_weights']:,} weights draw, {about['discriminator_weights']:,} judge; "
+            f"{about['bytes'] / 2**20:.1f} MiB, SHA-256 `{about['sha256']}`",
+            f"* {about['steps']:,} of {about['planned_steps']:,} steps, batch {about['batch_size']}, "
+            f"seeds {about['seeds']}",
+            f"* `{about['command']}`",
+            *(f"* {key}: {value}" for key, value in about["metrics"].items()),
+            "",
+        ]
+    write_atomically(WEIGHTS / "README.md", "\n".join(lines).encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="folder of the run; none: only write the index anew"
+    )
+    parser.add_argument("name", nargs="?", help="name of the weights, such as deblender-bounded")
+    parser.add_argument("--stages", default="early,middle,final")
+    parser.add_argument("--metrics", type=json.loads, default={}, help="JSON to keep with the final stage")
+    chosen = parser.parse_args()
+    if chosen.folder:
+        ship(chosen.folder, chosen.name, chosen.stages.split(","), chosen.metrics)
+    write_index()
+
+
+if __name__ == "__main__":
+    main()
