@@ -1,0 +1,78 @@
+"""Milliseconds per blend at a batch of 256: our network against SEP with segments as masks.
+
+The tools take turns, once in each order, so that all meet the same load. Weights do not change the speed:
+without shipped ones the network is drawn fresh.
+"""
+
+import contextlib
+import os
+import time
+
+import torch
+
+from galnb import checkpoints, classical, deblender, evaluation, presets
+
+BATCH = 256
+NAME = "deblender-bounded"
+
+
+def main() -> str:
+    """Return a Markdown table of milliseconds per blend and the ratio to SEP."""
+    blended = evaluation.test_blends(None, count=BATCH).blended
+    tools = _tools()
+    for run in tools.values():
+        run(blended[:16])
+    order = list(tools)
+    times = {name: [] for name in order}
+    for name in [*order, *reversed(order)]:
+        started = time.perf_counter()
+        tools[name](blended)
+        times[name].append(1e3 * (time.perf_counter() - started) / BATCH)
+    base = min(times[order[0]])
+    rows = [("", "ms per blend, first / second order", "best, relative to SEP"), ("---", "--:", "--:")]
+    rows += [
+        (name, " / ".join(f"{ms:.1f}" for ms in both), f"{min(both) / base:.2f}x")
+        for name, both in times.items()
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _tools():
+    gan, threads = _gan(), os.cpu_count() or 1
+    tools = {
+        "SEP segments, 1 thread": classical.sep_segments,
+        "SEP segments, tuned, 1 thread": lambda blended: classical.sep_segments(
+            blended, detection=classical.TUNED
+        ),
+        f"{NAME}, float32, 1 thread": lambda blended: _deblend(gan, blended, threads=1),
+    }
+    if threads > 1:
+        tools[f"{NAME}, float32, {threads} threads"] = lambda blended: _deblend(gan, blended, threads=threads)
+    tools[f"{NAME}, bfloat16, {threads} threads"] = lambda blended: _deblend(
+        gan, blended, threads=threads, half=True
+    )
+    return tools
+
+
+def _gan():
+    try:
+        gan = checkpoints.load_checkpoint(checkpoints.shipped(NAME)).gan
+    except ValueError:
+        gan = deblender.deblender(presets.experiment(NAME, "laptop").model)
+    gan.generator.to(memory_format=torch.channels_last)
+    return gan
+
+
+def _deblend(gan, blended, *, threads, half=False):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    precision = torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
+    try:
+        with precision:
+            return deblender.deblend(gan, blended.to(memory_format=torch.channels_last), batch=64)
+    finally:
+        torch.set_num_threads(before)
+
+
+if __name__ == "__main__":
+    print(main())
