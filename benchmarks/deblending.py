@@ -1,7 +1,7 @@
 """Milliseconds per blend at a batch of 256: our network against SEP with segments as masks.
 
-The tools take turns, once in each order; the better of both counts. On a busy machine trust the CPU time of one
-thread. Weights do not change the speed: without shipped ones the network is drawn fresh.
+The tools take turns, once in each order; the better of both counts. On a busy machine trust the CPU time of
+one thread. Weights do not change the speed: without shipped ones the network is drawn fresh.
 """
 
 import contextlib
