@@ -169,7 +169,7 @@ def _execute(path: Path, folder: Path, parameters: dict, root: Path) -> dict:
             report = log.read()
         if code:
             cell = max(report.rfind("Exception encountered"), 0)  # what is above is papermill's own stack
-            raise NotebookFailed(f"{path.name} failed:\n{report[cell:][-4000:]}")
+            raise NotebookFailed(f"{path.name} failed (exit code {code}):\n{report[cell:][-4000:]}")
         record = {"seconds": round(time.perf_counter() - started, 1), "peak_memory_gib": memory}
         (outputs / path.stem).mkdir(parents=True, exist_ok=True)
         shutil.move(work / "executed.ipynb", outputs / path.stem / "executed.ipynb")

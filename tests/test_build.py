@@ -186,7 +186,7 @@ def test_failing_cell_gives_a_non_zero_exit_and_no_page(small_book):
     write_notebook(small_book, "1 / 0")
     done = build(small_book)
     assert done.returncode == 1
-    assert "01_small.ipynb failed" in done.stderr and "ZeroDivisionError" in done.stderr
+    assert "01_small.ipynb failed (exit code 1)" in done.stderr and "ZeroDivisionError" in done.stderr
     assert not (small_book / "_build" / "html").exists()
 
 

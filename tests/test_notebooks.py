@@ -83,3 +83,54 @@ def test_no_path_of_this_machine_is_shown(executed):
     text = executed.notebook.read_text(encoding="utf-8")
     for folder in {str(Path.home()), str(Path(__file__).parents[1]), "/tmp/"}:
         assert not re.search(re.escape(folder) + r"(?=[\"'/\\ ])", text), folder
+
+
+# Numbers that the chapters rest on: notebook, path in results.json, lowest and highest value, why that wide.
+KEY_NUMBERS = [
+    (
+        "01_images",
+        "found",
+        800,
+        850,
+        "sources in a fixed picture; segmentation moves a few with library versions",
+    ),
+    ("01_images", "remain", 85, 100, "the same"),
+    ("01_images", "sky_level", 0.0461, 0.0481, "12 of 255, to a quarter of a step"),
+    ("01_images", "radio_classes/FRII", 824, 824, "count published with the data set"),
+    ("01_images", "radio_classes/Bent", 248, 248, "count published with the data set"),
+    ("01_images", "radio_zero_fraction", 0.978, 0.988, "share in a fixed sample"),
+    ("01_images", "wcs_shift_arcsec", 0, 0.001, "one position by two ways; rounding of the header"),
+    ("02_blending", "overlap_3", 0.37, 0.41, "a formula of the number of sources found"),
+    ("02_blending", "catalogue_3", 0.35, 0.4, "a count among the same sources"),
+    ("02_blending", "by_hand_difference", 0, 1e-5, "two float32 calculations of the same pixels"),
+    ("02_blending", "padded_share", 0.4, 0.8, "share among random blends"),
+    (
+        "02_blending",
+        "light_lost_by_maximum",
+        0.03,
+        0.2,
+        "mean over random blends; nothing lost or a fifth would be news",
+    ),
+    ("04_deblender", "rows/black picture/psnr", 14, 16, "fixed test blends"),
+    ("04_deblender", "rows/blend itself/psnr", 18, 20, "fixed test blends"),
+    ("04_deblender", "rows/blend itself/ssim", 0.6, 0.72, "fixed test blends"),
+    (
+        "04_deblender",
+        "live_bounded_gain_db",
+        0.5,
+        5,
+        "a minute of training: its sign is certain, its size is not",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "low", "high"),
+    [row[:4] for row in KEY_NUMBERS],
+    ids=[f"{n}-{p}" for n, p, *_ in KEY_NUMBERS],
+)
+def test_key_number_is_in_its_range(name, place, low, high):
+    value = run_once(next(path for path in notebook_paths() if path.stem == name)).results
+    for step in place.split("/"):
+        value = value[step]
+    assert low <= value <= high
