@@ -76,7 +76,7 @@ def sky_tile(frames: torch.Tensor, *, generator: torch.Generator) -> torch.Tenso
     Spot noise (Galerne, Gousseau and Morel 2011, IEEE Trans. Image Process. 20, 257): white noise convolved
     with patches of sky has their covariance between neighbours and between channels. Its Gaussian values are
     mapped, channel by channel, to the quantiles of the patches: the sky of an 8-bit image is skewed and cut
-    at 0. On 400 Galaxy Zoo images at 0.4, 0.5 and 0.65 of their size 96, 97 and 93 % of fills pass a two-sample
+    at 0. On 400 Galaxy Zoo images at 0.4, 0.5 and 0.65 of their size 96, 97, 93 % of fills pass a two-sample
     (Kolmogorov-Smirnov) test at the 1 % level against their own sky; its upper half against its lower half
     passes in 98, 94 and 92 %. Chapter: Blending
     """
