@@ -240,7 +240,7 @@ def test_gates():
 
 
 class Residual(nn.Module):
-    """A discriminator with many traps: batch norm, skip, concatenation, pooling, slices, reused activation."""
+    """A discriminator with many traps: batch norm, skip, concatenation, pooling, slices, reuse."""
 
     def __init__(self):
         super().__init__()
