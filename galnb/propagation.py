@@ -133,6 +133,9 @@ def record(tape: Tape, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     if not isinstance(tape.output, torch.Tensor):
         kind = type(tape.output).__name__
         raise ValueError(f"the model returns a {kind}; wrap it so that it returns one tensor")
+    if tape.output.shape[:1] != images.shape[:1]:
+        got = f"{tuple(tape.output.shape)} for {len(images)} images"
+        raise ValueError(f"the model returns shape {got}; expected one row per image")
     uses = Counter(id(leaf) for leaf in _leaves(tape.output, "the output"))
     uses.update(id(leaf) for call in tape.calls for x in call.inputs for leaf in _leaves(x, call.name))
     if not uses[id(tape.images)]:

@@ -157,9 +157,9 @@ def relevance(
         return seed[None, first : first + len(output)].to(output)
 
     output, seeds, maps, lost = _run(model, images, start, lambda position, count: chosen)
-    score = (seeds[0] * output).flatten(1).sum(1)
-    leak = seeds[0].flatten(1).sum(1) - maps[0].flatten(1).sum(1)
-    return Relevance(maps[0], score, leak, {name: values[:, 0] for name, values in lost.items()})
+    leak = (_per_image(seeds) - _per_image(maps))[0]
+    by_layer = {name: values[:, 0] for name, values in lost.items()}
+    return Relevance(maps[0], _per_image(seeds * output)[0], leak, by_layer)
 
 
 def polarized_relevance(
@@ -230,9 +230,8 @@ def polarized_relevance(
         return output[None] if reading == "composite" else torch.stack([one, one])
 
     output, seeds, maps, lost = _run(model, images, start, plan, references=references, bias=bias)
-    leak = (seeds.flatten(2).sum(2) - maps.flatten(2).sum(2)).T
-    score = output.flatten()
-    neutral = score - seeds.flatten(2).sum(2).mean(0) if reading == "reference" else torch.zeros_like(score)
+    leak, score = (_per_image(seeds) - _per_image(maps)).T, output.flatten()
+    neutral = score - _per_image(seeds).mean(0) if reading == "reference" else torch.zeros_like(score)
     if reading in ("paper", "output"):
         positive, negative = maps.clamp(min=0)  # rounding may leave -1e-9 where there is nothing
     else:
@@ -323,6 +322,10 @@ def _run(
     outputs, seeds, maps, lost = zip(*parts, strict=True)
     by_layer = {name: torch.cat([values[name] for values in lost]) for name in lost[0]}
     return torch.cat(outputs), torch.cat(seeds, 1), torch.cat(maps, 1), by_layer
+
+
+def _per_image(relevance: torch.Tensor) -> torch.Tensor:
+    return relevance.reshape(*relevance.shape[:2], -1).sum(2)
 
 
 def _split(signed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -346,6 +346,23 @@ def test_reference_equals_dense_definition_and_sums_exactly(net, count):
         torch.testing.assert_close(answer, expected, rtol=0, atol=TOLERANCE)
 
 
+def test_scores_without_an_axis_of_their_own(net):
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x).squeeze(1)
+
+    images, references = draw(2, 3, 8, 8), draw(2, 3, 8, 8, seed=9)
+    for options in ({}, {"reading": "composite"}, {"reading": "reference", "references": references}):
+        found, expected = (polarized_relevance(model, images, **options) for model in (Flat(), net))
+        for name in ("positive", "negative", "score", "leak", "reference_score"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    assert relevance(Flat(), images, rule="gamma").leak.shape == (2,)
+
+
 def test_first_layer_rule(net):
     images = draw(1, 3, 8, 8)
     found = polarized_relevance(net, images, first_layer="zbox")
@@ -628,6 +645,10 @@ def test_bad_input_to_relevance(net):
         relevance(several, images, rule="zplus", seed=torch.ones(1, 3))
     with pytest.raises(ValueError, match="returns a tuple"):
         relevance(nn.MaxPool2d(2, return_indices=True), images, rule="zplus")
+    mixing = nn.Sequential(nn.Flatten(0), nn.Linear(192, 1)).double()
+    with pytest.raises(ValueError, match=r"shape \(1,\) for 2 images"):
+        relevance(nn.Sequential(nn.Flatten(0), nn.Linear(384, 1)).double(), draw(2, 3, 8, 8), rule="zplus")
+    assert relevance(mixing, images, rule="zplus").map.shape == images.shape
     norm = nn.Sequential(nn.Conv2d(3, 1, 8), nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten())
     with pytest.raises(ValueError, match="running statistics"):
         relevance(norm.double(), draw(2, 3, 8, 8), rule="zplus")
