@@ -164,13 +164,13 @@ def _execute(path: Path, folder: Path, parameters: dict, root: Path) -> dict:
         started = time.perf_counter()
         with open(work / "log.txt", "w+", encoding="utf-8") as log:
             child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=work)
-            code, memory = _wait(child)
+            code, cost = _wait(child)
             log.seek(0)
             report = log.read()
         if code:
             cell = max(report.rfind("Exception encountered"), 0)  # what is above is papermill's own stack
             raise NotebookFailed(f"{path.name} failed (exit code {code}):\n{report[cell:][-4000:]}")
-        record = {"seconds": round(time.perf_counter() - started, 1), "peak_memory_gib": memory}
+        record = {"seconds": round(time.perf_counter() - started, 1), **cost}
         (outputs / path.stem).mkdir(parents=True, exist_ok=True)
         shutil.move(work / "executed.ipynb", outputs / path.stem / "executed.ipynb")
         shutil.rmtree(folder, ignore_errors=True)
@@ -178,14 +178,18 @@ def _execute(path: Path, folder: Path, parameters: dict, root: Path) -> dict:
     return record
 
 
-def _wait(child: subprocess.Popen) -> tuple[int, float | None]:
-    """Wait for a process; return its exit code and the peak memory of it and its own children, in GiB."""
+def _wait(child: subprocess.Popen) -> tuple[int, dict]:
+    """Wait for a process; return its exit code and what it and its own children cost (GiB, CPU seconds)."""
     if not hasattr(os, "wait4"):
-        return child.wait(), None
+        return child.wait(), {"peak_memory_gib": None}
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     unit = 1 if sys.platform == "darwin" else 1024
-    return child.returncode, round(usage.ru_maxrss * unit / 2**30, 2)
+    memory = round(usage.ru_maxrss * unit / 2**30, 2)
+    return child.returncode, {
+        "peak_memory_gib": memory,
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+    }
 
 
 def merge(source: nbformat.NotebookNode, executed: nbformat.NotebookNode, parameters: dict):

@@ -243,6 +243,7 @@ def test_notebook_has_three_exercises_with_solutions(path):
 def test_notebook_cells_are_short_and_plain(path):
     for cell in read(path).cells:
         assert "{{" not in cell.source, "substitutions do not work in Jupyter or Colab"
+        assert not re.search(r"^(AFTER|BEFORE)$|\b(TODO|FIXME|XXX|TBD)\b", cell.source, re.MULTILINE), cell.id
         assert "raises-exception" not in tags(cell), "papermill would fail; show errors with try/except"
     for cell in code(path):
         tree = ast.parse(re.sub(r"^%.*$", "", cell.source, flags=re.MULTILINE))
@@ -262,3 +263,9 @@ def test_named_figures_have_alt_text_and_caption(path):
             assert len(image["alt"]) >= 40, f"{cell.id}: say what is seen"
             assert image["alt"] != figure["caption"]
     assert names and len(names) == len(set(names))
+
+
+def test_figure_names_are_unique_in_the_book():
+    named = [cell.metadata.get("mystnb", {}).get("figure", {}).get("name") for p in NOTEBOOKS for cell in code(p)]
+    names = [name for name in named if name]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
