@@ -54,6 +54,7 @@ def test_page_shows_no_traceback_and_no_raw_markup(pages, name):
         code.decompose()
     text = body.get_text(" ")
     assert not re.search(r"\{(doc|ref|cite|term|numref|eq)(:[a-z]+)?\}|:::|\{\{", text)
+    assert not re.search(r"\|\s*:?[-–—]+:?\s*\|", text), "a table that was not parsed"
 
 
 @each_page
