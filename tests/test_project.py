@@ -4,7 +4,10 @@ import ast
 import itertools
 import json
 import re
+import shlex
+import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -195,6 +198,15 @@ def test_notebook_has_no_outputs_and_readable_ids(path):
         assert not cell.outputs and cell.execution_count is None, cell.id
 
 
+def test_the_hook_that_strips_outputs_leaves_the_sources_as_they_are(tmp_path):
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    options = shlex.split(next(hook["entry"] for hook in hooks if hook["id"] == "strip-outputs"))[1:]
+    copies = [Path(shutil.copy(path, tmp_path)) for path in NOTEBOOKS]
+    subprocess.run([sys.executable, "-m", "nbstripout", *options, *map(str, copies)], check=True)
+    for path, copy in zip(NOTEBOOKS, copies, strict=True):
+        assert json.loads(copy.read_text()) == json.loads(path.read_text()), path.stem
+
+
 @each_notebook
 def test_notebook_opens_as_the_template_says(path):
     opening, install, parameters, start = read(path).cells[:4]
@@ -266,6 +278,8 @@ def test_named_figures_have_alt_text_and_caption(path):
 
 
 def test_figure_names_are_unique_in_the_book():
-    named = [cell.metadata.get("mystnb", {}).get("figure", {}).get("name") for p in NOTEBOOKS for cell in code(p)]
+    named = [
+        cell.metadata.get("mystnb", {}).get("figure", {}).get("name") for p in NOTEBOOKS for cell in code(p)
+    ]
     names = [name for name in named if name]
     assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
