@@ -13,7 +13,7 @@ from galnb.rules import polarized as share_polarized
 
 __all__ = ["READINGS", "RULES", "Polarized", "Relevance", "deletion_gate", "polarized_relevance", "relevance"]
 
-CHUNK = 8  # images per pass: their activations stay near the processor, and memory stays bounded
+CHUNK = 32  # images per pass: enough to keep all threads busy, few enough to bound memory
 
 
 @dataclass(frozen=True)
