@@ -1,6 +1,7 @@
 # Needs Python >= 3.11 with pip and venv, and make. Everything else goes into .venv.
 #   make book          run every notebook (preset quick), render _build/html, print its address
 #   make test          all that CI checks
+#   make archive       the whole book as one file to read offline, with a checksum
 #   make lab           JupyterLab on the notebooks
 #   make bench         ratios against peers
 #   make constraints   pin the whole environment anew in constraints.txt
@@ -14,7 +15,7 @@ EXTRAS := radio,sky,features,book,test,bench
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := book
-.PHONY: env book test lab bench constraints clean distclean
+.PHONY: env book archive test lab bench constraints clean distclean
 
 env: $(VENV)/.stamp
 
@@ -30,6 +31,9 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 
 book: env
 	$(BIN)/python -m book.build --preset $(PRESET)
+
+archive: env
+	$(BIN)/python -m book.build --preset $(PRESET) --archive
 
 test: env
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from book.render import RenderFailed, render
+from book.render import RenderFailed, pack, render
 from book.run_notebooks import CELL_SECONDS, ROOT, NotebookFailed, run_all
 
 
@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument("--preset", default="quick", choices=CELL_SECONDS)
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument("--root", default=ROOT, type=Path, help="folder of another book with the same layout")
+    parser.add_argument("--archive", action="store_true", help="also zip the book, with a checksum")
     arguments = parser.parse_args()
     root = arguments.root.resolve()
     started = time.perf_counter()
@@ -29,6 +30,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     print(f"The book is ready after {time.perf_counter() - started:.0f} s:\n  {first_page.as_uri()}")
+    if arguments.archive:
+        print(f"  {pack(root)}")
     return 0
 
 

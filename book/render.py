@@ -6,6 +6,7 @@ MathJax from an installed package (so that formulas need no network). `_build/ht
 """
 
 import base64
+import hashlib
 import importlib.metadata
 import json
 import re
@@ -46,6 +47,16 @@ def render(executed: list[Executed], *, root: Path = ROOT) -> Path:
             "\n".join(telling or done.stdout.splitlines()[-40:]) + "\nAll of it: _build/render.log"
         )
     return root / "_build" / "html" / "index.html"
+
+
+def pack(root: Path = ROOT) -> Path:
+    """Zip `_build/html`, which holds the executed notebooks too, with its SHA-256 in a file beside it."""
+    archive = Path(
+        shutil.make_archive(root / "_build" / "galaxies-that-overlap", "zip", root / "_build" / "html")
+    )
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    archive.with_suffix(".zip.sha256").write_text(f"{digest}  {archive.name}\n", encoding="utf-8")
+    return archive
 
 
 def stage(executed: list[Executed], *, root: Path = ROOT) -> Path:

@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from book.render import substitutions
+from book.render import pack, substitutions
 from book.run_notebooks import (
     Executed,
     cache_key,
@@ -202,6 +203,17 @@ def test_good_book_is_rendered_and_a_warning_fails_it(small_book):
         page.write("\nSee {doc}`nowhere`.\n")
     done = build(small_book)
     assert done.returncode == 1 and "nowhere" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="no sha256sum as a witness")
+def test_archive_holds_the_book_and_its_checksum(tmp_path):
+    page = tmp_path / "_build" / "html" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("<p>book</p>")
+    archive = pack(tmp_path)
+    assert zipfile.ZipFile(archive).read("index.html") == b"<p>book</p>"
+    told = subprocess.check_output(["sha256sum", archive.name], cwd=archive.parent, text=True)
+    assert archive.with_suffix(".zip.sha256").read_text() == told
 
 
 # ---- numbers for prose pages
