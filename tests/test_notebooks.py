@@ -157,6 +157,8 @@ KEY_NUMBERS = [
 )
 def test_key_number_is_in_its_range(name, place, low, high):
     value = run_once(next(path for path in notebook_paths() if path.stem == name)).results
+    if name == "05_evaluation" and not value["source"].startswith("Hubble"):
+        pytest.skip("the ranges are for the blends that come with the book, not for a Galaxy Zoo folder")
     for step in place.split("/"):
         value = value[int(step) if isinstance(value, list) else step]
     assert low <= value <= high
