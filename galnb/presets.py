@@ -179,8 +179,8 @@ EXPERIMENTS = {
     "04_deblender": {"quick": _QUICK, **_PAPER},
     "05_evaluation": {
         "quick": Experiment(minutes=1, memory_gib=2.5, blends=150),
-        "laptop": Experiment(minutes=10, memory_gib=3, blends=1000),
-        "gpu": Experiment(minutes=5, memory_gib=3, blends=1000),
+        "laptop": Experiment(minutes=10, memory_gib=4.5, blends=1000),
+        "gpu": Experiment(minutes=5, memory_gib=4.5, blends=1000),
     },
     "06_polarized_lrp": {"quick": _QUICK_BOUNDED, **_BOUNDED},
     "deblender-paper": {"quick": _QUICK, **_PAPER},
