@@ -18,6 +18,7 @@ class Call:
     """Note one use of a known layer: its role, what entered (on the graph), and the fresh leaf that left.
 
     `norm` is the batch norm merged into the layer, whose output then stands in `output`.
+    Chapter: Polarized LRP
     """
 
     name: str
@@ -38,7 +39,10 @@ _PREPARED: WeakKeyDictionary[nn.Module, tuple[torch.Tensor, ...]] = WeakKeyDicti
 
 
 def prepare_weights(call: Call) -> None:
-    """Fuse the batch norm into weight and bias, and lay out the weight and its absolute value for speed."""
+    """Fuse the batch norm into weight and bias, and lay out the weight and its absolute value for speed.
+
+    Chapter: Polarized LRP
+    """
     norm, rows = call.norm, call.weight.flatten(1)
     vectors = [] if norm is None else [norm.running_mean, norm.running_var, norm.weight, norm.bias]
     stamp = [rows @ torch.arange(1, rows.shape[1] + 1).to(rows).sin(), call.bias, *vectors]
@@ -57,7 +61,10 @@ def prepare_weights(call: Call) -> None:
 
 
 def as_layer(call: Call, references: int) -> Layer:
-    """Show a call to a rule: plain activations, or differences to each of the references in the last rows."""
+    """Show a call to a rule: plain activations, or differences to each of the references in the last rows.
+
+    Chapter: Polarized LRP
+    """
     several = len(call.inputs) > 1
     inputs = torch.stack([x.detach() for x in call.inputs], 1) if several else call.inputs[0].detach()
     outputs, bias = call.output.detach(), 0.0
@@ -134,7 +141,10 @@ def _weight_free(call: Call, shape: Sequence[int]) -> tuple[Operator, Operator]:
 
 
 def norm_scale(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Return the factor by which a norm scales its input, statistics taken as constants."""
+    """Return the factor by which a norm scales its input, statistics taken as constants.
+
+    Chapter: Polarized LRP
+    """
     weight = 1.0 if module.weight is None else module.weight
     if isinstance(module, nn.LayerNorm):
         axes = tuple(range(-len(module.normalized_shape), 0))
@@ -149,6 +159,10 @@ def norm_scale(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def is_transposed(call: Call) -> bool:
+    """Tell whether a call is of a transposed convolution.
+
+    Chapter: Polarized LRP
+    """
     return getattr(call.module, "transposed", False)
 
 

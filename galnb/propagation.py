@@ -25,12 +25,18 @@ Role = str | Callable[[nn.Module, tuple, torch.Tensor], tuple[torch.Tensor, ...]
 
 
 def share_gate(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Share a product, light x share of the light, equally between its two factors."""
+    """Share a product, light x share of the light, equally between its two factors.
+
+    Chapter: Polarized LRP
+    """
     return relevance.sum(2) / 2, relevance.flatten(2, 3) / 2
 
 
 def share_glu(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Give all to the signal and nothing to the gate that scales it."""
+    """Give all to the signal and nothing to the gate that scales it.
+
+    Chapter: Polarized LRP
+    """
     axis = module.dim if module.dim < 0 else module.dim + 1
     return (torch.cat([relevance, torch.zeros_like(relevance)], axis),)
 
@@ -62,7 +68,10 @@ COPIES = re.compile(
 
 @dataclass
 class Tape:
-    """Keep the calls of the last `record`, the images and the output."""
+    """Keep the calls of the last `record`, the images and the output.
+
+    Chapter: Polarized LRP
+    """
 
     calls: list[Call] = field(default_factory=list)
     images: torch.Tensor | None = None

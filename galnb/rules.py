@@ -149,6 +149,7 @@ def divide(relevance: torch.Tensor, denominator: torch.Tensor, floor: torch.Tens
     """Return R / denominator, and 0 where the denominator is no more than rounding error (0/0 = 0).
 
     Nothing is added to a denominator: "+ epsilon" would push a negative one towards zero.
+    Chapter: Polarized LRP
     """
     return (relevance / denominator).masked_fill_(denominator.abs() <= floor, 0)
 
