@@ -6,7 +6,8 @@ For a notebook NN_name and a preset, `_build/executed/<preset>/` then holds
 * `NN_name/`: what the notebook wrote, `results.json` first; `run.json` with seconds, memory, cache key.
 
 A run is repeated when its code cells, its parameters, a `galnb` module it imports (through any number of
-imports), shipped weights it names or `constraints.txt` change. Prose, captions and alt text are no reason.
+imports), shipped weights it names, its record in `book/records` or `constraints.txt` change. Prose, captions
+and alt text are no reason.
 """
 
 import argparse
@@ -93,7 +94,8 @@ def cache_key(path: Path, parameters: dict, root: Path = ROOT) -> str:
     modules = galnb_modules(_plain_python(sources), root)
     weights = (root / "galnb" / "weights").rglob("*.safetensors")
     named = [file for file in weights if re.split("[@.]", file.name)[0] in sources]
-    for file in [*sorted(modules), *sorted(named), root / "constraints.txt"]:
+    record = root / "book" / "records" / f"{path.stem}.json"
+    for file in [*sorted(modules), *sorted(named), record, root / "constraints.txt"]:
         if file.exists():
             digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

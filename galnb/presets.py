@@ -66,8 +66,8 @@ class DeblenderExperiment:
 
 _SMALL = {"discriminator_width": 16, "dense": 32}
 _QUICK = DeblenderExperiment(
-    minutes=1,
-    memory_gib=2,
+    minutes=2,
+    memory_gib=2.5,
     model=DeblenderConfig(width=16, root_blocks=2, branch_blocks=1, reconstruction="log_mse", **_SMALL),
     training=TrainingConfig(
         steps=140,
@@ -102,7 +102,14 @@ _PAPER = {
         memory_gib=4,
         model=DeblenderConfig(width=16, **_SMALL),
         training=TrainingConfig(
-            steps=12_000, burn_in=200, learning_rate=1e-3, discriminator_learning_rate=1e-4, save_every=250
+            steps=10_000,
+            burn_in=100,
+            warmup=200,
+            learning_rate=1e-3,
+            discriminator_learning_rate=1e-4,
+            save_every=250,
+            # one step in a hundred is the end of the burn-in, where the discriminator has seen nothing yet
+            stages=(("early", 0.02), ("middle", 0.3), ("final", 1.0)),
         ),
         batch_size=4,
     ),
