@@ -60,8 +60,9 @@ def card(path: Path) -> dict:
 def command(story: dict) -> str:
     """Return the command that trains such weights."""
     data = story.get("data", "hubble").replace("galaxyzoo", "galaxyzoo:FOLDER")
+    options = "".join(f"--{key} {story[key]} " for key in ("features", "start") if key in story)
     return (
-        f"python -m galnb train {story.get('name')} --preset {story.get('preset')} --data {data} "
+        f"python -m galnb train {story.get('name')} --preset {story.get('preset')} --data {data} {options}"
         f"--steps {story['training']['steps']} --folder runs/{story.get('name')}"
     )
 

@@ -137,7 +137,16 @@ def _run() -> Iterator[Outcome]:
     )
 
 
-def train(what: str, preset: str, data: str, folder: str, steps: int | None, resume: bool) -> int:
+def train(
+    what: str,
+    preset: str,
+    data: str,
+    folder: str,
+    steps: int | None,
+    resume: bool,
+    features: str | None,
+    start: str | None,
+) -> int:
     """Train one of the book's GANs as its preset says; bad input is one sentence and exit code 2.
 
     Returns
@@ -151,7 +160,16 @@ def train(what: str, preset: str, data: str, folder: str, steps: int | None, res
 
     target = folder or f"runs/{what}"
     try:
-        history = run_deblender(what, preset, data=data, folder=target, steps=steps, resume=resume)
+        history = run_deblender(
+            what,
+            preset,
+            data=data,
+            folder=target,
+            steps=steps,
+            resume=resume,
+            features=features,
+            start=start,
+        )
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -193,12 +211,14 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="command")
     commands.add_parser("check", help="see that everything works here (about 10 seconds)")
     training = commands.add_parser("train", help="train a GAN without a notebook")
-    training.add_argument("what", help="deblender (the paper's) or deblender-bounded")
+    training.add_argument("what", help="deblender (the paper's), deblender-bounded or deblender-sum")
     training.add_argument("--preset", default="laptop", help="quick, laptop or gpu (default: laptop)")
     training.add_argument("--data", default="hubble", help="hubble, galaxyzoo:FOLDER or both with a comma")
     training.add_argument("--folder", default="", help="where checkpoints go (default: runs/NAME)")
     training.add_argument("--steps", type=int, help="another number of steps than the preset's")
     training.add_argument("--resume", action="store_true", help="continue a run that was stopped")
+    training.add_argument("--features", help="network of the burn-in loss: efficientnet-lite0 or vgg19")
+    training.add_argument("--start", help="weights to begin with: a shipped name or a checkpoint file")
     chosen = vars(parser.parse_args(arguments))
     name = chosen.pop("command")
     if name is None:

@@ -1,7 +1,8 @@
 """The deblender GAN: one blend in, each of its galaxies out.
 
-Two generators share a discriminator design. ``"branched"`` is the network of Reiman & Göhre 2019. ``"gated"``
-is a U-Net whose output is a share of the blend, for under a maximum blend no galaxy is brighter than it.
+Three generators share a discriminator design. ``"branched"`` is the network of Reiman & Göhre 2019.
+``"gated"`` is a U-Net whose output is a share of the blend, for under a maximum blend no galaxy is brighter
+than it; ``"unet"`` is the same U-Net without that knowledge, to see what it is worth.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class DeblenderConfig:
     root_blocks, branch_blocks : int
         Residual blocks before the branches and in each (paper: 10 and 6).
     widths, blocks : tuple of int
-        Channels and residual blocks of the gated generator at each of its resolutions.
+        Channels and residual blocks of the U-Nets at each of their resolutions.
     headroom : float
         How far above the blend the gated output may reach; 0 for maximum blends, where it never has to.
     discriminator_width, dense : int
@@ -82,7 +83,7 @@ class DeblenderConfig:
                 f"widths {self.widths} and blocks {self.blocks}: expected one entry per resolution"
             )
         multiple = 2 ** len(self.widths)
-        if self.generator == "gated" and self.size % multiple:
+        if self.generator in FOLDED and self.size % multiple:
             raise ValueError(f"size is {self.size}; {len(self.widths)} widths need a multiple of {multiple}")
         if self.headroom < 0:
             raise ValueError(f"headroom is {self.headroom}; expected 0 or more")
@@ -141,11 +142,22 @@ class Gate(nn.Module):
         return light * logits.unflatten(1, (-1, blended.shape[1])).sigmoid() - 1
 
 
-class GatedGenerator(nn.Module):
+class Brush(nn.Module):
+    """Paint each galaxy in [-1, 1] whatever the blend shows: tanh(logits), in the place of a `Gate`.
+
+    Chapter: The deblender GAN
+    """
+
+    def forward(self, blended: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return logits.unflatten(1, (-1, blended.shape[1])).tanh()
+
+
+class UNetGenerator(nn.Module):
     """Tell per pixel and colour which share of the blend is each galaxy's, by a U-Net at half resolution.
 
-    Takes (B, C, H, W) in [-1, 1] and returns (B, N, C, H, W), from -1 to the blend + 2 headroom. The image is
-    folded once (2x2 pixels become channels), then halved between resolutions: its side must be a multiple of
+    Takes (B, C, H, W) in [-1, 1] and returns (B, N, C, H, W): with a `Gate` from -1 to the blend
+    + 2 headroom, with a `Brush` in [-1, 1]. The image is folded once (2x2 pixels become channels), then
+    halved between resolutions: its side must be a multiple of
     ``2 ** len(widths)``.
 
     Chapter: The deblender GAN
@@ -180,7 +192,7 @@ class GatedGenerator(nn.Module):
         self.unfold = nn.Sequential(
             nn.SiLU(), nn.Conv2d(widths[0], outputs, 3, padding=1), nn.PixelShuffle(2)
         )
-        self.gate = Gate(config.headroom)
+        self.gate = Gate(config.headroom) if config.generator == "gated" else Brush()
 
     def forward(self, blended: torch.Tensor) -> torch.Tensor:
         features, kept = self.fold(blended), []
@@ -194,7 +206,8 @@ class GatedGenerator(nn.Module):
         return self.gate(blended, self.unfold(features))
 
 
-GENERATORS = {"branched": BranchedGenerator, "gated": GatedGenerator}
+GENERATORS = {"branched": BranchedGenerator, "gated": UNetGenerator, "unet": UNetGenerator}
+FOLDED = ("gated", "unet")  # these halve the image several times
 
 
 class Discriminator(nn.Sequential):
@@ -330,7 +343,7 @@ def deblend(
         )
     if channels != config.channels:
         raise ValueError(f"blended has {channels} channels; this deblender takes {config.channels}")
-    multiple = 2 ** len(config.widths) if config.generator == "gated" else 1
+    multiple = 2 ** len(config.widths) if config.generator in FOLDED else 1
     if any(side % multiple for side in sides):
         raise ValueError(
             f"blended is {sides[0]} x {sides[1]} px; this deblender takes multiples of {multiple} px"

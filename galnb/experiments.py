@@ -9,9 +9,10 @@ import torch
 from galnb import images
 from galnb.batches import blend_batches, mix_batches
 from galnb.blending import Perturbation
+from galnb.checkpoints import load_checkpoint
 from galnb.deblender import deblender
 from galnb.features import feature_network
-from galnb.gan import Batch
+from galnb.gan import Batch, Gan
 from galnb.presets import DeblenderExperiment, experiment
 from galnb.training import History, train
 
@@ -20,6 +21,7 @@ TRAINABLE = {
     "deblender": "deblender-paper",
     "deblender-paper": "deblender-paper",
     "deblender-bounded": "deblender-bounded",
+    "deblender-sum": "deblender-sum",
 }
 
 
@@ -110,6 +112,7 @@ def run_deblender(
     resume: bool = False,
     progress: bool = True,
     features: str | None = None,
+    start: str | Path | None = None,
 ) -> History:
     """Train a deblender as a preset says and leave its checkpoints in a folder.
 
@@ -133,10 +136,17 @@ def run_deblender(
     features : str, optional
         Key of `galnb.features.FEATURES`: the network that compares images during burn-in, in place of the
         reconstruction loss.
+    start : str or Path, optional
+        Shipped weights or a checkpoint of the same networks to begin with, in place of fresh ones.
 
     Returns
     -------
     History
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        If a name, the data or the weights to start with do not fit.
 
     Notes
     -----
@@ -159,4 +169,19 @@ def run_deblender(
     if features is not None:
         story["features"] = features
     gan = deblender(chosen.model, features=feature_network(features) if features else None)
+    if start is not None:
+        _begin_with(gan, start)
+        story["start"] = Path(start).stem
     return train(gan, batches, training, folder=folder, resume=resume, experiment=story, progress=progress)
+
+
+def _begin_with(gan: Gan, start: str | Path) -> None:
+    given = load_checkpoint(start).gan
+    for part in ("generator", "discriminator"):
+        try:
+            getattr(gan, part).load_state_dict(getattr(given, part).state_dict())
+        except RuntimeError as error:  # one line per weight; the reason is the same for all
+            raise ValueError(
+                f"{start} holds a {part} of other sizes ({given.config}) than this experiment trains "
+                f"({gan.config}); start with weights of the same name"
+            ) from error

@@ -11,6 +11,7 @@ from torch.nn import functional
 from galnb.deblender import (
     GENERATORS,
     BranchedGenerator,
+    Brush,
     DeblenderConfig,
     Discriminator,
     Gate,
@@ -62,6 +63,14 @@ def test_parameters_of_the_papers_discriminator():
     kinds = [type(layer).__name__ for layer in network]
     norm, dense = ["Conv2d", "BatchNorm2d", "LeakyReLU"], ["Flatten", "Linear", "LeakyReLU", "Linear"]
     assert kinds == ["Conv2d", "LeakyReLU", *7 * norm, *dense]
+
+
+def test_brush_and_gate_differ_in_what_they_may_draw():
+    blended, logits = torch.full((1, 3, 4, 4), -0.8), torch.full((1, 6, 4, 4), 9.0)
+    assert torch.allclose(Gate(0.0)(blended, logits), blended[:, None].expand(1, 2, 3, 4, 4), atol=1e-3)
+    assert torch.allclose(Brush()(blended, logits), torch.ones(1, 2, 3, 4, 4), atol=1e-3)
+    weights = [parameters(deblender(replace(GATED, generator=name)).generator) for name in ("gated", "unet")]
+    assert weights[0] == weights[1]
 
 
 def test_batch_norm_merges_into_the_convolution_before_it():
@@ -229,7 +238,7 @@ def test_deblend_refuses(options, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"generator": "unet"}, r"generator 'unet' is unknown; known are \['branched', 'gated'\]"),
+        ({"generator": "cnn"}, r"generator 'cnn' is unknown; known are \['branched', 'gated', 'unet'\]"),
         ({"reconstruction": "ssim"}, "reconstruction 'ssim' is unknown"),
         ({"size": 50}, "size is 50; expected a multiple of 16"),
         (

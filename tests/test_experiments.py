@@ -98,6 +98,24 @@ def test_a_run_leaves_checkpoints_that_tell_their_story_and_goes_on(zoo, small, 
     assert run_deblender("deblender", "quick", steps=6, resume=True, **options).steps == list(range(6))
 
 
+def test_a_run_can_begin_with_the_weights_of_another(zoo, small, tmp_path, monkeypatch):
+    options = {"data": f"galaxyzoo:{zoo}", "progress": False}
+    run_deblender("deblender", "quick", steps=2, folder=tmp_path / "first", **options)
+    first = tmp_path / "first" / "final.safetensors"
+    begun = []
+    monkeypatch.setattr(experiments, "train", lambda gan, *_, **__: begun.append(gan))
+    run_deblender("deblender", "quick", steps=2, folder=tmp_path / "second", start=first, **options)
+    kept = load_checkpoint(first).gan
+    for part in ("generator", "discriminator"):
+        mine, other = getattr(begun[0], part).state_dict(), getattr(kept, part).state_dict()
+        assert all(torch.equal(mine[name], other[name]) for name in other)
+    with pytest.raises(ValueError, match=r"first.*holds a generator of other sizes .* same name"):
+        run_deblender("deblender-bounded", "quick", folder=tmp_path / "third", start=first, **options)
+    with pytest.raises(ValueError, match="no shipped weights are named 'nothing'"):
+        run_deblender("deblender", "quick", folder=tmp_path / "third", start="nothing", **options)
+    assert not (tmp_path / "third").exists()
+
+
 @pytest.mark.parametrize(
     "data",
     ["cosmos", "galaxyzoo", "hubble,cosmos", "galaxyzoo:", "hubble:x", "hubble,hubble", "galaxyzoo:a,b"],
