@@ -1,5 +1,6 @@
-"""Turn one use of a layer into the linear operator and its transpose that the rules work with."""
+"""Say how relevance crosses each type of layer, and turn one use of it into what the rules work with."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -8,9 +9,54 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from galnb.deblender import Gate
+from galnb.layers import Add, Concat
 from galnb.rules import Layer
 
 Operator = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+Role = str | Callable[[nn.Module, tuple, torch.Tensor], tuple[torch.Tensor, ...]]
+
+
+def share_gate(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Share a product, light x share of the light, equally between its two factors.
+
+    Chapter: Polarized LRP
+    """
+    return relevance.sum(2) / 2, relevance.flatten(2, 3) / 2
+
+
+def share_glu(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Give all to the signal and nothing to the gate that scales it.
+
+    Chapter: Polarized LRP
+    """
+    axis = module.dim if module.dim < 0 else module.dim + 1
+    return (torch.cat([relevance, torch.zeros_like(relevance)], axis),)
+
+
+# How relevance crosses each type of layer: by the rule ("weights", and "sum" for averages without weights),
+# unchanged ("pass" for functions of one number, "norm" with its statistics as constants), along the copies
+# ("copy"), or by a function (module, inputs, relevance) -> one relevance per input, axes (map, image, ...).
+LAYERS: dict[type[nn.Module], Role] = {
+    **dict.fromkeys((nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d), "weights"),
+    **dict.fromkeys((Add, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d), "sum"),
+    **dict.fromkeys((nn.Upsample, nn.UpsamplingBilinear2d), "sum"),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d), "norm"),
+    **dict.fromkeys((nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh), "pass"),
+    **dict.fromkeys((nn.Hardtanh, nn.ReLU6, nn.Softplus, nn.Mish, nn.Hardswish), "pass"),
+    **dict.fromkeys((Concat, nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d), "copy"),
+    **dict.fromkeys((nn.PixelShuffle, nn.PixelUnshuffle, nn.MaxPool2d, nn.AdaptiveMaxPool2d), "copy"),
+    **dict.fromkeys((nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingNearest2d), "copy"),
+    nn.GLU: share_glu,
+    Gate: share_gate,
+}
+# Nodes of the autograd graph that only move or copy numbers: their gradient is the relevance.
+COPIES = re.compile(
+    r"(View|UnsafeView|Alias|Clone|ToCopy|Transpose|T|Permute|Squeeze|Unsqueeze|Expand|Repeat|Slice|Select|Index|"
+    r"IndexSelect|Split|SplitWithSizes|Unbind|Cat|Stack|Flip|Roll|PixelShuffle|PixelUnshuffle|ChannelShuffle|"
+    r"ConstantPadNd|ReflectionPad[12]D|ReplicationPad[12]D|MaxPool2DWithIndices|AdaptiveMaxPool2D|"
+    r"UpsampleNearest2D)Backward\d+|torch::autograd::(AccumulateGrad|CopySlices)"
+)
 
 
 @dataclass
@@ -23,7 +69,7 @@ class Call:
 
     name: str
     module: nn.Module
-    role: str | Callable
+    role: Role
     forward: Callable
     inputs: tuple[torch.Tensor, ...]
     output: torch.Tensor

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
 
 from galnb.propagation import evaluating, propagate, record, recording
-from galnb.rules import RULES, Rule
-from galnb.rules import polarized as share_polarized
+from galnb.rules import READINGS, RULES, Rule
 
 __all__ = ["READINGS", "RULES", "Polarized", "Relevance", "deletion_gate", "polarized_relevance", "relevance"]
 
@@ -24,15 +22,11 @@ class Relevance:
     ----------
     map : torch.Tensor, shape of the images
         Relevance per input element.
-    score : torch.Tensor, shape (B,)
-        The explained output; with a seed, the sum of seed x output.
-    leak : torch.Tensor, shape (B,)
-        Sum of the seed minus sum of the map.
+    score, leak : torch.Tensor, shape (B,)
+        The explained output (with a seed, the sum of seed x output); sum of the seed minus sum of the map.
     lost : dict of str to torch.Tensor, shape (B,)
         The leak layer by layer: what entered minus what left, output first.
 
-    Notes
-    -----
     Chapter: Polarized LRP
     """
 
@@ -52,19 +46,15 @@ class Polarized:
         Evidence for "real" and for "fake". Readings ``"paper"`` and ``"output"``: each sums to 1 - leak.
         Readings ``"composite"`` and ``"reference"``: the two signs of one map, positive - negative, whose sum
         is score - reference_score - leak.
-    score : torch.Tensor, shape (B,)
-        Logit of each image.
+    score, reference_score : torch.Tensor, shape (B,)
+        Logit of each image; mean logit of the references, else 0.
     leak : torch.Tensor, shape (B, 2)
         What did not arrive, in units of the maps; for a signed map the same number twice.
     reading : str
         Key of `READINGS`.
-    reference_score : torch.Tensor, shape (B,)
-        Mean logit of the references, else 0.
     lost : dict of str to torch.Tensor, shape (B, maps)
         The leak layer by layer, output first; one column per map (two, one signed, or one per reference).
 
-    Notes
-    -----
     Chapter: Polarized LRP
     """
 
@@ -86,34 +76,6 @@ class Polarized:
         return _split((self.positive - self.negative).sum(1, keepdim=True))
 
 
-def _paper(position: int, count: int, bias: bool) -> Rule:
-    """Eq. 3 to the letter: each map keeps its sign in every layer."""
-    return partial(share_polarized, signs=(1, -1), bias=bias)
-
-
-def _output(position: int, count: int, bias: bool) -> Rule:
-    """Choose the sign at the last layer only; below, both maps share by z+."""
-    return partial(share_polarized, signs=(1, -1 if position == count - 1 else 1), bias=bias)
-
-
-def _composite(position: int, count: int, bias: bool) -> Rule:
-    """Signed contributions in the last two layers, those of the unit's own sign below."""
-    return RULES["epsilon" if position >= count - 2 else "same_sign"]
-
-
-def _reference(position: int, count: int, bias: bool) -> Rule:
-    """Signed contributions in the upper half, those of the unit's own sign below; all of them differences."""
-    return RULES["epsilon" if position >= (count - 1) // 2 else "same_sign"]
-
-
-READINGS: dict[str, Callable[[int, int, bool], Rule]] = {
-    "paper": _paper,
-    "output": _output,
-    "composite": _composite,
-    "reference": _reference,
-}
-
-
 def relevance(
     model: nn.Module, images: torch.Tensor, *, rule: str | Rule, seed: torch.Tensor | None = None
 ) -> Relevance:
@@ -132,17 +94,11 @@ def relevance(
         then the relevance of the logit. To explain a part of a generated image, seed with the output inside
         that part and 0 outside.
 
-    Returns
-    -------
-    Relevance
-
     Raises
     ------
     ValueError
         If the rule is unknown, images or seed do not fit, or the model holds what has no rule.
 
-    Notes
-    -----
     Chapter: Polarized LRP
     """
     chosen = _rule(rule, "rule")
@@ -192,10 +148,6 @@ def polarized_relevance(
     first_layer : str or callable, optional
         Another rule for the first layer, such as ``"zbox"`` (bounds -1 and 1) or ``"flat"``.
 
-    Returns
-    -------
-    Polarized
-
     Raises
     ------
     ValueError
@@ -210,15 +162,15 @@ def polarized_relevance(
     """
     if reading not in READINGS:
         raise ValueError(f"reading {reading!r} is unknown; known are {sorted(READINGS)}")
-    first = None if first_layer is None else _rule(first_layer, "first_layer")
+    first = first_layer and _rule(first_layer, "first_layer")
     _check(images, "images")
     if (references is not None) != (reading == "reference"):
         raise ValueError("references are needed by reading='reference', and only by it")
     if references is not None:
         _check(references, "references")
         if references.shape[1:] != images.shape[1:]:
-            got, expected = tuple(references.shape), tuple(images.shape[1:])
-            raise ValueError(f"references of shape {got} do not fit images of shape (B, *{expected})")
+            got, expected = tuple(references.shape), tuple(images.shape)
+            raise ValueError(f"references of shape {got} do not fit images of shape {expected}")
 
     def plan(position: int, count: int) -> Rule:
         return first if first and position == 0 else READINGS[reading](position, count, bias)
@@ -253,10 +205,8 @@ def deletion_gate(
 
     Parameters
     ----------
-    model, images
-        As given to `polarized_relevance`.
-    polarized : Polarized
-        Its answer.
+    model, images, polarized
+        As given to `polarized_relevance`, and its answer.
     share : float
         Fraction of the pixels to fill, above 0 and below 1.
     generator : torch.Generator
@@ -268,16 +218,13 @@ def deletion_gate(
     Returns
     -------
     torch.Tensor, shape (B, 2)
-        Change of the logit by filling the top of the positive map (< 0 passes) and of the negative (> 0
-        passes).
+        Change of the logit by filling the top of the positive (< 0 passes) and the negative map (> 0 passes).
 
     Raises
     ------
     ValueError
         If the maps are not those of the images or the share is not between 0 and 1.
 
-    Notes
-    -----
     Chapter: Polarized LRP
     """
     _check(images, "images")
@@ -285,12 +232,10 @@ def deletion_gate(
         got = f"maps {tuple(polarized.positive.shape)} for images {tuple(images.shape)}, share {share}"
         raise ValueError(f"got {got}; expected maps of these images and a share between 0 and 1")
     if fill is None:
-        pixels = images.flatten(2)
-        level = pixels.median(2, keepdim=True).values
-        below = torch.where(pixels <= level, level - pixels, torch.nan)
-        spread = 1.4826 * below.nanmedian(2, keepdim=True).values  # standard deviation of a normal sky
-        noise = torch.randn(images.shape, generator=generator).to(images)
-        fill = level[..., None] + spread[..., None] * noise
+        level = images.flatten(2).median(2).values[..., None, None]
+        below = torch.where(images <= level, level - images, torch.nan).flatten(2)
+        spread = 1.4826 * below.nanmedian(2).values[..., None, None]  # standard deviation of a normal sky
+        fill = level + spread * torch.randn(images.shape, generator=generator).to(images)
     count, versions = max(1, round(share * images[0, 0].numel())), [images]
     for strength in polarized.per_pixel():
         weakest = strength.flatten(1).topk(count).values[:, -1].view(-1, 1, 1, 1)
@@ -349,8 +294,6 @@ def _check(images: torch.Tensor, name: str) -> None:
 
 def _one_each(output: torch.Tensor) -> torch.Tensor:
     if output[0].numel() != 1:
-        raise ValueError(
-            f"the model has {output[0].numel()} outputs per image, shape {tuple(output.shape)}; say which to "
-            "explain by relevance(..., seed=) of that shape"
-        )
+        got = f"{output[0].numel()} outputs per image, shape {tuple(output.shape)}"
+        raise ValueError(f"the model has {got}; say which to explain by relevance(..., seed=) of that shape")
     return torch.ones_like(output)

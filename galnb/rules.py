@@ -145,6 +145,34 @@ RULES: dict[str, Rule] = {
 }
 
 
+def _paper(position: int, count: int, bias: bool) -> Rule:
+    """Eq. 3 to the letter: each map keeps its sign in every layer."""
+    return partial(polarized, signs=(1, -1), bias=bias)
+
+
+def _output(position: int, count: int, bias: bool) -> Rule:
+    """Choose the sign at the last layer only; below, both maps share by z+."""
+    return partial(polarized, signs=(1, -1 if position == count - 1 else 1), bias=bias)
+
+
+def _composite(position: int, count: int, bias: bool) -> Rule:
+    """Signed contributions in the last two layers, those of the unit's own sign below."""
+    return RULES["epsilon" if position >= count - 2 else "same_sign"]
+
+
+def _reference(position: int, count: int, bias: bool) -> Rule:
+    """Signed contributions in the upper half, those of the unit's own sign below; all of them differences."""
+    return RULES["epsilon" if position >= (count - 1) // 2 else "same_sign"]
+
+
+READINGS: dict[str, Callable[[int, int, bool], Rule]] = {
+    "paper": _paper,
+    "output": _output,
+    "composite": _composite,
+    "reference": _reference,
+}
+
+
 def divide(relevance: torch.Tensor, denominator: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
     """Return R / denominator, and 0 where the denominator is no more than rounding error (0/0 = 0).
 
