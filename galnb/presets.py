@@ -102,13 +102,13 @@ _PAPER = {
         memory_gib=4,
         model=DeblenderConfig(width=16, **_SMALL),
         training=TrainingConfig(
-            steps=10_000,
-            burn_in=100,
+            steps=5_000,
+            burn_in=50,
             warmup=200,
-            learning_rate=1e-3,
+            learning_rate=3e-4,  # at 1e-3 tanh saturates: black for ever after 300 steps
             discriminator_learning_rate=1e-4,
             save_every=250,
-            # one step in a hundred is the end of the burn-in, where the discriminator has seen nothing yet
+            # at one in a hundred, the end of the burn-in, the discriminator has seen nothing yet
             stages=(("early", 0.02), ("middle", 0.3), ("final", 1.0)),
         ),
         batch_size=4,
@@ -200,6 +200,12 @@ EXPERIMENTS = {
         "gpu": Experiment(minutes=5, memory_gib=4.5, blends=1000),
     },
     "06_polarized_lrp": {"quick": _QUICK_BOUNDED, **_BOUNDED},
+    "07_training_stages": {
+        "quick": Experiment(minutes=1, memory_gib=2, blends=200),
+        "laptop": Experiment(minutes=3, memory_gib=3, blends=400),
+        "gpu": Experiment(minutes=1, memory_gib=3, blends=400),
+    },
+    "08_explorer": _same(Experiment(minutes=0.5, memory_gib=1.5)),
     "deblender-paper": {"quick": _QUICK, **_PAPER},
     "deblender-bounded": {"quick": _QUICK_BOUNDED, **_BOUNDED},
     "deblender-sum": _SUM,
