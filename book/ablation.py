@@ -53,9 +53,7 @@ VARIANTS = {
     "plain squared error": ({"reconstruction": "mse"}, {}, {}),
     "no adversary": ({"adversarial_weight": 0.0}, {}, {}),
     "no running mean": ({}, {"ema": 0.0}, {}),
-    "noise fill": ({}, {}, {"fill": "noise"}),
     "a quarter of the galaxies": ({}, {}, {"share": 0.25}),
-    "twice as wide": ({"widths": (48, 96, 128, 128)}, {}, {}),
     "twice the steps": ({}, {"steps": 2 * STEPS, "save_every": 2 * STEPS}, {}),
 }
 
@@ -77,7 +75,6 @@ def train_variant(name: str, seed: int, frames: torch.Tensor, blends: blending.B
         frames[: int(len(frames) * data.get("share", 1))],
         batch_size=BATCH,
         seed=seed,
-        perturbation=blending.Perturbation(fill=data.get("fill", "zeros")),
         crop=240,
         size=80,
     )

@@ -17,7 +17,7 @@ def test_each_variant_changes_one_thing_that_exists():
         assert sum(map(bool, (model, schedule, data))) == 1, name
         assert replace(ablation.MODEL, **model) != ablation.MODEL or not model
         assert replace(ablation.TRAINING, **schedule) != ablation.TRAINING or not schedule
-        assert data.keys() <= {"fill", "share"}
+        assert data.keys() <= {"share"}
 
 
 def test_gains_are_paired_by_seed():
