@@ -199,7 +199,11 @@ EXPERIMENTS = {
         "laptop": Experiment(minutes=10, memory_gib=4.5, blends=1000),
         "gpu": Experiment(minutes=5, memory_gib=4.5, blends=1000),
     },
-    "06_polarized_lrp": {"quick": _QUICK_BOUNDED, **_BOUNDED},
+    "06_polarized_lrp": {
+        "quick": Experiment(minutes=1, memory_gib=2),
+        "laptop": Experiment(minutes=60, memory_gib=3),
+        "gpu": Experiment(minutes=90, memory_gib=6),
+    },
     "07_training_stages": {
         "quick": Experiment(minutes=1, memory_gib=2, blends=200),
         "laptop": Experiment(minutes=3, memory_gib=3, blends=400),
