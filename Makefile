@@ -2,6 +2,7 @@
 #   make book          run every notebook (preset quick), render _build/html, print its address
 #   make test          all that CI checks
 #   make archive       the whole book as one file to read offline, with a checksum
+#   make app           the explorer of chapter 8 in the browser
 #   make lab           JupyterLab on the notebooks
 #   make bench         ratios against peers
 #   make constraints   pin the whole environment anew in constraints.txt
@@ -11,11 +12,11 @@
 PYTHON ?= python3
 PRESET ?= quick
 VENV := .venv
-EXTRAS := radio,sky,features,book,test,bench
+EXTRAS := radio,sky,features,book,app,test,bench
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := book
-.PHONY: env book archive test lab bench constraints clean distclean
+.PHONY: env book archive test app lab bench constraints clean distclean
 
 env: $(VENV)/.stamp
 
@@ -42,6 +43,9 @@ test: env
 	$(BIN)/python -m book.build --preset quick
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --nbmake-kernel=python3 notebooks
 	$(BIN)/python -m pytest -m book
+
+app: env
+	$(BIN)/python -m book.app
 
 lab: env
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_images.ipynb

@@ -102,6 +102,8 @@ def test_nothing_is_loaded_from_elsewhere(pages, name):
         link["href"] for link in pages[name].find_all("link", rel=["stylesheet", "preload", "icon"])
     ]
     for address in addresses:
+        if address.startswith("data:"):  # the pictures of a slider are part of the page
+            continue
         assert not urlparse(address).netloc, address
         assert ((HTML / name).parent / urlparse(address).path).exists(), address
 

@@ -147,6 +147,8 @@ KEY_NUMBERS = [
     ("06_polarized_lrp", "separation_reference", 0.9, 1, "1 is perfect, 0.5 is chance"),
     ("06_polarized_lrp", "planted/paper/0", 0, 0.6, "the finding: not better than chance"),
     ("06_polarized_lrp", "gate_rates/reference/0", 0.6, 1, "share among 36 galaxies"),
+    ("08_explorer", "slider_frames", 7, 7, "pictures of the slider in the page"),
+    ("08_explorer", "facts/mass/positive", 0.1, 100, "a fixed image and fixed weights; units of the logit"),
 ]
 
 
