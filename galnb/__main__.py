@@ -1,4 +1,4 @@
-"""Commands for machines without a notebook: `python -m galnb check` and `train`."""
+"""Commands for machines without a notebook: `python -m galnb check`, `train` and `audit`."""
 
 import argparse
 import importlib.metadata
@@ -177,6 +177,38 @@ def train(
     return 0
 
 
+def audit(source: str, model: str, out: str) -> int:
+    """Audit images, write `audit.json` and `audit.html`; bad input is one sentence and exit code 2.
+
+    Returns
+    -------
+    int
+        Exit code: 1 if something serious was found, else 0.
+
+    Chapter: The phantom boundary
+    """
+    from galnb.audit import audit as run
+    from galnb.checkpoints import load_checkpoint, write_atomically
+
+    try:
+        report = run(source, checkpoint=load_checkpoint(model) if model else None)
+        target = Path(out)
+        target.mkdir(parents=True, exist_ok=True)
+        for name, text in (("audit.json", report.to_json()), ("audit.html", report.to_html())):
+            write_atomically(target / name, text.encode())
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    for name, why in report.unreadable.items():
+        print(f"left out {name}: {why}")
+    print(
+        f"{len(report.names)} images;",
+        ", ".join(f"{n} {kind}" for kind, n in report.counts.items()) or "clean",
+    )
+    print(f"report: {target / 'audit.html'}" + ("; something serious was found" if report.serious else ""))
+    return int(report.serious)
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -192,7 +224,7 @@ def _cure(error: Exception) -> str:
     return "see the page Troubleshooting of the book, or report this output"
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"check": check, "train": train}
+COMMANDS: dict[str, Callable[..., int]] = {"check": check, "train": train, "audit": audit}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -219,6 +251,12 @@ def main(arguments: list[str] | None = None) -> int:
     training.add_argument("--resume", action="store_true", help="continue a run that was stopped")
     training.add_argument("--features", help="network of the burn-in loss: efficientnet-lite0 or vgg19")
     training.add_argument("--start", help="weights to begin with: a shipped name or a checkpoint file")
+    auditing = commands.add_parser(
+        "audit", help="look for padding, seams, repeats and their kin in a set of images"
+    )
+    auditing.add_argument("source", help="folder of JPEG, PNG or FITS files, a FITS file or an HDF5 file")
+    auditing.add_argument("--model", default="", help="checkpoint or shipped name: ask its discriminator too")
+    auditing.add_argument("--out", default="audit", help="folder of the report (default: audit)")
     chosen = vars(parser.parse_args(arguments))
     name = chosen.pop("command")
     if name is None:

@@ -1,0 +1,261 @@
+"""Audit: planted faults are found and named, clean images pass, bad files are listed."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from galnb import __main__ as command_line
+from galnb import images as sources
+from galnb.audit import audit
+from galnb.blending import make_blends
+from galnb.findings import FIXES
+from galnb.stacks import open_stack
+from galnb.traces import measure
+
+
+@pytest.fixture(scope="module")
+def clean():
+    """24 galaxies with a sky of white noise, (24, 3, 48, 48): nothing was done to them."""
+    generator = torch.Generator().manual_seed(1)
+    y, x = torch.meshgrid(torch.arange(48) - 23.5, torch.arange(48) - 23.5, indexing="ij")
+    width = torch.linspace(2, 5, 24)[:, None, None, None]
+    galaxies = 0.6 * torch.exp(-(x**2 + 1.7 * y**2) / (2 * width**2))
+    return (galaxies + 0.1 + 0.02 * torch.randn(24, 3, 48, 48, generator=generator)).clamp(0, 1)
+
+
+def kinds(report, image=None):
+    return {finding.kind for finding in report.findings if finding.image == image}
+
+
+def test_clean_images_have_no_finding(clean):
+    report = audit(clean)
+    assert report.findings == [] and report.counts == {} and not report.serious
+    assert (report.severity == 0).all() and len(report.severity) == 24
+
+
+def plant_blank(image):
+    image[:] = 0.3
+
+
+def plant_nan(image):
+    image[0, 5, 5] = torch.nan
+
+
+def plant_strip(image):
+    image[:, :, :3] = 0
+
+
+def plant_corner(image):
+    y, x = torch.meshgrid(torch.arange(48), torch.arange(48), indexing="ij")
+    image[:, x + y < 12] = 0.45  # a fill need not be black
+
+
+def plant_mask(image):
+    image[:, 5:12, 30:40] = 0.1
+
+
+def plant_mirror(image):
+    image[:, :, :4] = image[:, :, 4:8].flip(2)
+
+
+def plant_seam(image):
+    image[:, :, 18:] += 0.06  # 3 sigma of the sky
+
+
+def plant_range(image):
+    image *= 255
+
+
+def plant_smooth(image):
+    image[:] = F.avg_pool2d(image[None], 5, 1, 2, count_include_pad=False)[0]
+
+
+def plant_clipped(image):
+    image[:] = (image - 0.4).clamp(min=0)
+
+
+def plant_saturated(image):
+    image[:, ::4, ::5] = 1.0  # 5 % of the pixels, apart from each other
+
+
+PLANTS = {
+    "blank": plant_blank, "not finite": plant_nan, "padding": plant_strip, "constant": plant_mask,
+    "mirrored": plant_mirror, "seam": plant_seam, "mixed ranges": plant_range, "resampled": plant_smooth,
+    "clipped": plant_clipped, "saturated": plant_saturated,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PLANTS)
+def test_a_planted_fault_is_found_and_only_there(clean, kind):
+    images = clean.clone()
+    PLANTS[kind](images[20])
+    report = audit(images)
+    assert kinds(report, 20) == {kind}, report.findings
+    assert (report.severity > 0).nonzero().flatten().tolist() == [20]
+    assert kinds(report) <= {"mixed ranges"} and kind in FIXES
+
+
+def test_the_polygon_outlines_a_corner(clean):
+    """The witness is geometry: a right triangle whose legs measure 12 px has 78 pixels."""
+    images = clean.clone()
+    plant_corner(images[3])
+    (finding,) = audit(images).findings
+    assert finding.kind == "padding" and re.match("2.9%", finding.text)  # 78 of 2304, less the hypotenuse
+    x, y = torch.tensor(finding.place).T
+    area = 0.5 * (x[:-1] * y[1:] - x[1:] * y[:-1]).sum().abs()
+    assert abs(float(area) - 78) < 8
+    assert x.max() < 14 and y.max() < 14
+
+
+def test_repeats_are_found_also_when_recompressed_and_blame_the_set(clean, tmp_path):
+    images = torch.cat([clean, clean[7:8]])
+    report = audit(images)
+    assert [(f.kind, f.image) for f in report.findings] == [("repeats", 24)]
+    assert "image number 7" in report.findings[0].text
+    assert report.serious and (report.severity == 0).all()
+
+
+def test_what_holds_for_most_images_is_a_habit_of_the_set(clean):
+    images = (clean - 0.4).clamp(min=0)
+    report = audit(images)
+    assert "clipped" in kinds(report) and (report.severity < 0.5).all()
+    smooth = F.avg_pool2d(clean, 5, 1, 2)
+    assert "resampled" in kinds(audit(smooth[:, :, 4:-4, 4:-4]))
+
+
+def test_measures_do_not_depend_on_units(clean):
+    images = clean.clone()
+    plant_corner(images[3])
+    plant_seam(images[9])
+    one, other = measure(images.numpy()), measure(1000 * images.numpy() + 50)
+    for name in ("padding", "constant", "at_high", "seam_at"):
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    np.testing.assert_allclose(one["seam"], other["seam"], rtol=1e-2)  # float32 beside an offset of 50
+    np.testing.assert_allclose(one["smooth"], other["smooth"], rtol=1e-2)
+
+
+def test_padding_matches_the_footprint_of_blends(clean, generator):
+    """The witness is the footprint that the warp itself keeps."""
+    blends = make_blends(clean, generator=generator)
+    padded = 1 - blends.footprints[:, 1].float().mean((1, 2, 3))
+    found = torch.from_numpy(measure(blends.galaxies[:, 1].numpy())["padding"])
+    whole = (padded > 0.02) & (padded < 0.9)
+    # Largest region only, and without the pixels on which fill and image mix: never more.
+    assert (found <= padded + 1e-6).all() and (found[whole] > 0.2 * padded[whole]).all()
+
+
+def auc(clean, planted):
+    return float((planted[:, None] > clean).float().mean() + (planted[:, None] == clean).float().mean() / 2)
+
+
+def test_planted_padding_in_galaxy_zoo(galaxy_zoo_folder, generator):
+    galaxies = sources.galaxy_zoo(galaxy_zoo_folder, split="test").pixels
+    blends = make_blends(galaxies, generator=generator)
+    planted = blends.galaxies[:, 1][(1 - blends.footprints[:, 1].float().mean((1, 2, 3))) >= 0.02]
+    untouched = audit(galaxies).severity
+    assert (untouched > 0).float().mean() <= 0.01
+    assert auc(untouched, audit(planted).severity) >= 0.99
+
+
+@pytest.fixture
+def folder(clean, tmp_path):
+    for index, image in enumerate(clean):
+        pixels = (255 * image).round().byte().movedim(0, -1).numpy()
+        Image.fromarray(pixels).save(tmp_path / f"{index:02}.png")
+    return tmp_path
+
+
+def test_command_writes_reports_and_tells_by_its_exit_code(folder, capsys, tmp_path):
+    out = tmp_path / "report"
+    assert command_line.main(["audit", str(folder), "--out", str(out)]) == 0, capsys.readouterr().out
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "empty.jpg").write_bytes(b"")
+    Image.new("RGB", (48, 48)).save(folder / "black <b>.png")
+    Image.new("L", (40, 40)).save(folder / "grey.png")
+    assert command_line.main(["audit", str(folder), "--out", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert "left out broken.png" in said and "left out empty.jpg" in said
+    found = json.loads((out / "audit.json").read_text())
+    assert found["images"] == 26 and set(found["unreadable"]) == {"broken.png", "empty.jpg"}
+    assert {"blank", "mixed sizes", "mixed channels", "unreadable"} <= set(found["counts"])
+    page = (out / "audit.html").read_text()
+    assert "data:image/png;base64," in page and "http" not in page  # one file, no network
+    assert "black &lt;b&gt;.png" in page and "<b>.png" not in page
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["/no/such/folder"], "no such folder or file"),
+        (["{empty}"], "holds no .jpg"),
+        (["{text}"], "expected a folder, or a file that ends in"),
+        (["{folder}", "--model", "deblendr"], "no shipped weights are named"),
+    ],
+)
+def test_bad_input_is_one_sentence(words, said, folder, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("no image")
+    places = {"empty": tmp_path / "empty", "text": tmp_path / "text.txt", "folder": folder}
+    words = [word.format(**places) for word in words]
+    assert command_line.main(["audit", *words, "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert said in message and "Traceback" not in message
+
+
+def test_a_checkpoint_that_does_not_fit_says_so(clean):
+    from galnb.checkpoints import load_checkpoint, shipped
+
+    checkpoint = load_checkpoint(shipped("deblender-bounded"))
+    size = checkpoint.gan.config.size
+    with pytest.raises(ValueError, match=rf"\(3, 48, 48\), but the checkpoint takes \(3, {size}, {size}\)"):
+        audit(clean, checkpoint=checkpoint)
+    grey = F.interpolate(clean[:4, :1], size=(size, size))
+    with pytest.raises(ValueError, match="but the checkpoint takes"):
+        audit(grey, checkpoint=checkpoint)
+
+
+def test_fits_files_and_stacks(clean, tmp_path):
+    fits = pytest.importorskip("astropy.io.fits")
+    planes = clean[:, 0].numpy()
+    planes[2] = 0
+    fits.PrimaryHDU(planes).writeto(tmp_path / "stack.fits")
+    report = audit(tmp_path / "stack.fits")
+    assert len(report.names) == 24 and kinds(report, 2) == {"blank"}
+    (tmp_path / "cut.fits").write_bytes((tmp_path / "stack.fits").read_bytes()[:9000])
+    both = audit(tmp_path)
+    assert len(both.names) == 24 and list(both.unreadable) == ["cut.fits"]
+
+
+def test_hdf5_channels_first_or_last(clean, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "set.h5", "w") as file:
+        file["images"] = (255 * clean).byte().permute(0, 2, 3, 1).numpy()
+    stack = open_stack(tmp_path / "set.h5")
+    np.testing.assert_array_equal(stack.read(3), (255 * clean[3]).byte().numpy())
+    assert audit(tmp_path / "set.h5").names[3] == "images[3]"
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(3, 8, 8), torch.zeros(0, 3, 48, 48), [1, 2]])
+def test_wrong_shapes_are_refused(bad):
+    with pytest.raises(ValueError, match=r"expected \(batch, channel, height, width\)"):
+        audit(bad)
+
+
+def test_images_too_small_to_audit_are_refused():
+    with pytest.raises(ValueError, match="8 x 8 pixels; expected at least 16 x 16"):
+        audit(torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+
+
+def test_the_blank_image_of_first(first_radio_folder, tmp_path):
+    for path in sorted((first_radio_folder / "Bent").glob("22*")):
+        shutil.copy(path, tmp_path)
+    report = audit(tmp_path)
+    (blank,) = [finding for finding in report.findings if finding.kind == "blank"]
+    assert report.names[blank.image] == "22.446_0.776_3_Proctor_Tab1.png" and report.serious
+    assert "clipped" in kinds(report)
