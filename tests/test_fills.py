@@ -7,7 +7,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torch.nn import functional as F
 
-from galnb.fills import fill_noise, fill_reflect, fill_zeros, sky_tile
+from galnb.fills import fill_noise, fill_reflect, fill_zeros, restore_noise, sky_noise, sky_tile
 
 
 def known_sky(generator, count=8, side=160):
@@ -65,7 +65,29 @@ def test_real_pixels_stay_as_they_are(generator):
     assert (noise[outside] > 0.05).all()
 
 
+def test_the_noise_of_a_known_sky_is_measured_beside_a_galaxy(generator):
+    sky = known_sky(generator)
+    sky[:, :, 50:110, 50:110] = 1.0
+    torch.testing.assert_close(
+        sky_noise(sky), torch.full((8, 3), 0.03), atol=0.002, rtol=0
+    )  # 16 patches each
+
+
+def test_resampling_lowers_the_noise_and_it_can_be_restored(generator):
+    white = 0.3 + 0.03 * torch.randn(8, 3, 128, 128, generator=generator)
+    half = F.avg_pool2d(F.pad(white, (0, 1, 0, 1), mode="replicate"), 2, 1)  # moved by half a px: std halves
+    torch.testing.assert_close(sky_noise(half), torch.full((8, 3), 0.015), atol=0.0015, rtol=0)
+    restored = restore_noise(half, white, generator=generator)
+    torch.testing.assert_close(sky_noise(restored), torch.full((8, 3), 0.03), atol=0.0025, rtol=0)
+    assert (restored - half).mean().abs() < 1e-3  # the level stays
+    torch.testing.assert_close(restore_noise(white, half, generator=generator), white)  # nothing is missing
+
+
 def test_images_too_small_for_a_sky_are_refused(generator):
+    with pytest.raises(ValueError, match="at least 32 x 32"):
+        sky_noise(torch.rand(2, 3, 16, 40, generator=generator))
+    with pytest.raises(ValueError, match="must match"):
+        restore_noise(torch.rand(2, 3, 40, 40), torch.rand(2, 1, 40, 40), generator=generator)
     with pytest.raises(ValueError, match=r"\(16, 40\) px, noise fill needs at least 32 x 32"):
         sky_tile(torch.rand(2, 3, 16, 40, generator=generator), generator=generator)
 
