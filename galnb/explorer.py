@@ -34,7 +34,7 @@ class Placement:
 
     Notes
     -----
-    Chapter: The explorer
+    A wrong value is a ValueError. Chapter: The explorer
     """
 
     x: float = 10.0
@@ -51,19 +51,9 @@ class Placement:
 
 @dataclass(frozen=True)
 class Finding:
-    """Hold what a discriminator says about one image.
+    """Hold what a discriminator says about one image (C, H, W) in [0, 1]: its maps, a batch of one, and the
+    changes of the logit by `galnb.relevance.deletion_gate`, positive map first.
 
-    Parameters
-    ----------
-    image : torch.Tensor, shape (C, H, W)
-        The image, in [0, 1].
-    maps : Polarized
-        Of this one image.
-    gate : tuple of float
-        Changes of the logit by `galnb.relevance.deletion_gate`, positive map first.
-
-    Notes
-    -----
     Chapter: The explorer
     """
 
@@ -100,14 +90,9 @@ def compose(
     galaxies : torch.Tensor, shape (2, C, H, W)
         The truth.
 
-    Raises
-    ------
-    ValueError
-        If images or names do not fit.
-
     Notes
     -----
-    Chapter: The explorer
+    Images or names that do not fit are a ValueError. Chapter: The explorer
     """
     for name, image in (("first", first), ("second", second)):
         check_images(image[None], name=name)
@@ -150,14 +135,9 @@ def examine(
     generator : torch.Generator
         Draws the sky noise of the gate.
 
-    Raises
-    ------
-    ValueError
-        If the image or the reading do not fit; see `galnb.relevance.polarized_relevance`.
-
     Notes
     -----
-    Chapter: The explorer
+    A wrong value is a ValueError, as in `galnb.relevance.polarized_relevance`. Chapter: The explorer
     """
     check_images(image[None], name="image")
     given = gan.prepare(image[None])
@@ -179,10 +159,8 @@ def radial_profile(maps: torch.Tensor, *, width: float = 2.0) -> tuple[torch.Ten
 
     Returns
     -------
-    radius : torch.Tensor, shape (R,)
-        Middle of each ring, pixels.
-    profile : torch.Tensor, shape (B, R)
-        Mean per pixel of the ring.
+    radius, profile : torch.Tensor, shapes (R,) and (B, R)
+        Middle of each ring, pixels; mean per pixel of the ring.
 
     Notes
     -----
@@ -259,11 +237,7 @@ def draw(
     Returns
     -------
     matplotlib.figure.Figure
-        Not registered with pyplot: it vanishes when nobody holds it.
-
-    Notes
-    -----
-    Chapter: The explorer
+        Not registered with pyplot: it vanishes when nobody holds it. Chapter: The explorer
     """
     if polarity not in POLARITIES or not 0 < strongest <= 1:
         got = f"polarity {polarity!r}, strongest {strongest}"
@@ -328,18 +302,9 @@ def export(folder: str | Path, name: str, figure: bytes, facts: Mapping) -> tupl
     facts : mapping
         From `numbers`, and whatever else JSON can hold.
 
-    Returns
-    -------
-    tuple of Path
-
-    Raises
-    ------
-    ValueError
-        If the name is more than a file name or a number is not finite.
-
     Notes
     -----
-    Chapter: The explorer
+    A name with a folder in it, or a number that is not finite, is a ValueError. Chapter: The explorer
     """
     if not name or Path(name).name != name:
         raise ValueError(f"name is {name!r}; expected a plain file name without folder")

@@ -19,11 +19,11 @@ def to_png(figure: Figure, *, compress: int = 1) -> bytes:
     return content.getvalue()
 
 
-SLIDER = """<figure id="{name}" style="margin:0">
+SLIDER = """<figure id="{name}" style="margin:0;padding:4px;background:white;color:#222">
 <img src="{first}" alt="{alt}" style="max-width:100%;background:white">
-<figcaption hidden><label>{title}: <input type="range" min="0" max="{last}" value="0" step="1"
- style="width:16em;vertical-align:middle"></label> <output aria-live="polite"></output>
-</figcaption></figure>
+<figcaption hidden style="color:#222"><label>{title}: <input type="range" min="0"
+ max="{last}" value="0" step="1" style="width:16em;vertical-align:middle"></label>
+ <output aria-live="polite"></output></figcaption></figure>
 <script>(() => {{
 const frames = {frames}, figure = document.getElementById("{name}");
 const [img, control, said] = ["img", "input", "output"].map(tag => figure.querySelector(tag));
