@@ -156,6 +156,9 @@ KEY_NUMBERS = [
     ("06_polarized_lrp", "flipping/random order/0", -1.5, 1.5, "pixels drawn at random"),
     ("06_polarized_lrp", "stability/reference, 8 images/2", 0.8, 1, "noise of half the sky's own"),
     ("06_polarized_lrp", "gate_rates/reference/0", 0.6, 1, "share among 36 galaxies"),
+    ("07_training_stages", "count", 200, 1000, "at least 200 galaxies, as the chapter promises"),
+    ("07_training_stages", "psnr/final", 18.6, 40, "fixed blends and weights; the blend itself has 18.58"),
+    ("07_training_stages", "judgements/final_final/gates/reference/1", 0.6, 1, "the reading that is trusted"),
     ("08_explorer", "slider_frames", 7, 7, "pictures of the slider in the page"),
     ("08_explorer", "facts/mass/positive", 0.1, 100, "a fixed image and fixed weights; units of the logit"),
 ]
