@@ -16,7 +16,8 @@ HTML = ROOT / "_build" / "html"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
 FLAGS += "--disable-component-update --disable-sync"
-PAGES = ["book/index.html", *(f"notebooks/{n}.html" for n in ("02_blending", "06_polarized_lrp", "07_training_stages", "08_explorer"))]
+CHAPTERS = ("02_blending", "06_polarized_lrp", "07_training_stages", "08_explorer")
+PAGES = ["book/index.html", *(f"notebooks/{name}.html" for name in CHAPTERS)]
 
 
 def give_up(message):
