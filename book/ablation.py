@@ -16,33 +16,21 @@ from pathlib import Path
 import torch
 
 import galnb
-from galnb import batches, blending, deblender, images, metrics, training
+from galnb import batches, blending, deblender, images, metrics, presets, training
 from galnb.checkpoints import write_atomically
 from galnb.experiments import galaxy_zoo_frames
 from galnb.gan import Gan
 
 RECORD = Path(__file__).parent / "records" / "04_deblender.json"
 SEEDS, VALIDATION, STEPS, BATCH = (0, 1, 2), 100, 250, 8
-MODEL = deblender.DeblenderConfig(
-    generator="gated",
-    widths=(24, 48, 64, 64),
-    blocks=(1, 1, 1, 1),
-    reconstruction="log_mse",
-    discriminator_width=8,
-    dense=32,
-)
-TRAINING = training.TrainingConfig(
+SHIPPED = presets.experiment("deblender-bounded", "laptop")
+MODEL = replace(SHIPPED.model, widths=(24, 48, 64, 64), blocks=(1, 1, 1, 1), discriminator_width=8)
+TRAINING = replace(
+    SHIPPED.training,
     steps=STEPS,
-    learning_rate=3e-3,
-    discriminator_learning_rate=2e-4,
-    betas=(0.9, 0.99),
-    weight_decay=1e-3,
-    schedule="late_decay",
+    learning_rate=3e-3,  # what is shorter and smaller must go faster
     warmup=50,
-    discriminator_every=4,
     ema=0.99,
-    gradient_clip=1.0,
-    channels_last=True,
     save_every=STEPS,
     device="cpu",
 )
