@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional as F
 
 from galnb.blending import Perturbation, make_blends
 from galnb.gan import Batch
@@ -96,3 +97,58 @@ def mix_batches(*sources: Callable[[int], Batch]) -> Callable[[int], Batch]:
 
 def _turned(images: torch.Tensor, turn: int) -> torch.Tensor:
     return torch.rot90(images.flip(-1) if turn >= 4 else images, turn % 4, dims=(-2, -1)).contiguous()
+
+
+def labelled_batches(
+    images: torch.Tensor, labels: torch.Tensor, *, batch_size: int, seed: int, size: int
+) -> Callable[[int], Batch]:
+    """Draw labelled images, each turned by any angle and mirrored at random, then cropped.
+
+    Parameters
+    ----------
+    images : torch.Tensor, shape (B, C, H, W)
+        In [0, 1]; larger than `size` by about 1.4, so that no corner is empty after turning.
+    labels : torch.Tensor, shape (B,)
+        Whole numbers.
+    batch_size : int
+        Images per batch, drawn with replacement in the proportions of the set.
+    seed : int
+        Batch `index` is drawn by a generator seeded with both.
+    size : int
+        Side of the crop, px.
+
+    Returns
+    -------
+    callable
+        ``batches(index)`` -> dict with ``"images"`` (batch, C, size, size) and ``"labels"`` (batch,).
+
+    Raises
+    ------
+    ValueError
+        If images and labels do not match, or a size does not fit.
+
+    Notes
+    -----
+    Pixels are picked, not mixed (nearest neighbour): the sky of FIRST stays exactly 0 and peaks keep their
+    height. Black (0) fills corners. Chapter: A GAN for radio galaxies
+    """
+    check_images(images)
+    if labels.shape != (len(images),) or labels.is_floating_point():
+        raise ValueError(f"got {len(images)} images and labels {tuple(labels.shape)} {labels.dtype}; "
+                         "expected one whole number per image")  # fmt: skip
+    if batch_size < 1 or not 1 <= size <= min(images.shape[-2:]):
+        raise ValueError(f"batch_size {batch_size}, size {size}: expected at least 1, and at most the images")
+
+    def batches(index: int) -> Batch:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        chosen = torch.randint(len(images), (batch_size,), generator=generator)
+        angle = 2 * torch.pi * torch.rand(batch_size, generator=generator)
+        mirror = 1 - 2.0 * torch.randint(2, (batch_size,), generator=generator)
+        turn = torch.stack([angle.cos() * mirror, -angle.sin(), angle.sin() * mirror, angle.cos()], 1)
+        share = torch.tensor([size / images.shape[-1], size / images.shape[-2]])
+        turn = F.pad(turn.view(-1, 2, 2) * share, (0, 1))
+        grid = F.affine_grid(turn, [batch_size, images.shape[1], size, size], align_corners=False)
+        turned = F.grid_sample(images[chosen], grid, mode="nearest", align_corners=False)
+        return {"images": turned, "labels": labels[chosen]}
+
+    return batches

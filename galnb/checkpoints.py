@@ -15,7 +15,10 @@ from galnb.gan import Gan
 
 FORMAT = "galnb-1"
 # module, config class and builder of each GAN; imported when asked for
-GANS = {"deblender": ("galnb.deblender", "DeblenderConfig", "deblender")}
+GANS = {
+    "deblender": ("galnb.deblender", "DeblenderConfig", "deblender"),
+    "radio": ("galnb.radio", "RadioConfig", "radio"),
+}
 WEIGHTS = Path(__file__).parent / "weights"
 
 

@@ -1,19 +1,20 @@
 """Run a named experiment from data to checkpoints, for machines without a notebook."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from galnb import images
-from galnb.batches import blend_batches, mix_batches
+from galnb.batches import blend_batches, labelled_batches, mix_batches
 from galnb.blending import Perturbation
 from galnb.checkpoints import load_checkpoint
 from galnb.deblender import deblender
 from galnb.features import feature_network
 from galnb.gan import Batch, Gan
 from galnb.presets import DeblenderExperiment, experiment
+from galnb.radio import radio
 from galnb.training import History, train
 
 # what may be trained, and the experiment it means
@@ -22,6 +23,9 @@ TRAINABLE = {
     "deblender-paper": "deblender-paper",
     "deblender-bounded": "deblender-bounded",
     "deblender-sum": "deblender-sum",
+    "radio": "radio-plain",
+    "radio-plain": "radio-plain",
+    "radio-smeared": "radio-smeared",
 }
 
 
@@ -185,3 +189,68 @@ def _begin_with(gan: Gan, start: str | Path) -> None:
                 f"{start} holds a {part} of other sizes ({given.config}) than this experiment trains "
                 f"({gan.config}); start with weights of the same name"
             ) from error
+
+
+def class_numbers(labels: Sequence[str]) -> torch.Tensor:
+    """Return the position (B,) of each class name in `galnb.images.RADIO_CLASSES`.
+
+    Chapter: A GAN for radio galaxies
+    """
+    known = images.RADIO_CLASSES
+    unknown = sorted(set(labels) - set(known))
+    if unknown:
+        raise ValueError(f"classes {unknown} are unknown; known are {', '.join(known)}")
+    return torch.tensor([known.index(label) for label in labels], dtype=torch.long)
+
+
+def run_radio(
+    name: str,
+    preset: str,
+    *,
+    folder: str | Path,
+    steps: int | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> History:
+    """Train a radio-galaxy GAN on the training split of FIRST and leave its checkpoints in a folder.
+
+    Parameters
+    ----------
+    name : str
+        ``"radio-plain"`` or ``"radio-smeared"``.
+    preset, folder, steps, resume, progress
+        As for `run_deblender`.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    ValueError, ModuleNotFoundError
+        If a name does not fit, or ``firstgalaxydata`` is not installed.
+
+    Notes
+    -----
+    Chapter: A GAN for radio galaxies
+    """
+    chosen = experiment(TRAINABLE.get(name, name), preset)
+    training = chosen.training if steps is None else replace(chosen.training, steps=steps)
+    size = chosen.model.size
+    found = images.first_radio(split="train", size=min(300, 2 * size), limit=chosen.images or None)
+    batches = labelled_batches(
+        found.pixels, class_numbers(found.labels), batch_size=chosen.batch_size, seed=training.seed, size=size
+    )
+    story = {
+        "name": TRAINABLE.get(name, name), "preset": preset, "data": "first", "split": "train",
+        "batch_size": chosen.batch_size, "images": chosen.images,
+    }  # fmt: skip
+    return train(
+        radio(chosen.model),
+        batches,
+        training,
+        folder=folder,
+        resume=resume,
+        experiment=story,
+        progress=progress,
+    )

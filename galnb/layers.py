@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 ACTIVATIONS = {
     "prelu": lambda channels: nn.PReLU(channels),
@@ -75,3 +76,66 @@ class ResidualBlock(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.add(images, self.body(images))
+
+
+def gaussian_kernel(sigma: float, size: int = 3) -> torch.Tensor:
+    """Sample a Gaussian on a square grid of pixels and bring its sum to 1.
+
+    Parameters
+    ----------
+    sigma : float
+        Standard deviation, px; 0 gives the kernel that changes nothing.
+    size : int
+        Side, px; odd.
+
+    Returns
+    -------
+    torch.Tensor, shape (size, size)
+
+    Raises
+    ------
+    ValueError
+        If sigma is negative or not finite, or the size is even or below 1.
+
+    Notes
+    -----
+    k(x, y) is proportional to exp(-(x^2 + y^2) / (2 sigma^2)). Cut off at 3 px it becomes a box as sigma
+    grows: its centre never falls below 1/9. Chapter: Smearing
+    """
+    if not (sigma >= 0 and sigma < float("inf")):
+        raise ValueError(f"sigma is {sigma}; expected a finite number of pixels >= 0")
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"size is {size}; a kernel needs a central pixel: give an odd size such as 3")
+    offsets = torch.arange(size, dtype=torch.float64) - size // 2
+    line = (offsets == 0).double() if sigma == 0 else torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = line[:, None] * line
+    return (kernel / kernel.sum()).float()
+
+
+class Smear(nn.Module):
+    """Blur each channel with a fixed Gaussian.
+
+    Parameters
+    ----------
+    sigma : float
+        As for `gaussian_kernel`, px.
+    size : int
+        Side of the kernel, px; odd.
+    background : float
+        Value beyond the frame: 0 for images in [0, 1], -1 for a network that works in [-1, 1].
+
+    Notes
+    -----
+    The kernel sums to 1, so total light stays as long as none of it leaves the frame. Chapter: Smearing
+    """
+
+    def __init__(self, sigma: float, size: int = 3, *, background: float = 0.0):
+        super().__init__()
+        self.sigma, self.size, self.background = sigma, size, background
+        self.register_buffer("kernel", gaussian_kernel(sigma, size), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        channels = images.shape[1]
+        weight = self.kernel.to(images.dtype).expand(channels, 1, -1, -1)
+        above = images - self.background  # what the convolution pads with zeros is then background
+        return functional.conv2d(above, weight, padding=self.size // 2, groups=channels) + self.background

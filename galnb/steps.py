@@ -92,7 +92,9 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "betas", tuple(self.betas))  # lists when read back from JSON
+        object.__setattr__(
+            self, "betas", tuple(float(beta) for beta in self.betas)
+        )  # lists when read back from JSON
         object.__setattr__(self, "stages", tuple((name, share) for name, share in self.stages))
         for name in ("steps", "discriminator_steps", "discriminator_every", "save_every"):
             if getattr(self, name) < 1:

@@ -8,7 +8,7 @@ import pytest
 from galnb.blending import BLEND_RULES, FILLS
 from galnb.deblender import DeblenderConfig
 from galnb.experiments import TRAINABLE
-from galnb.presets import EXPERIMENTS, PRESETS, DeblenderExperiment, experiment
+from galnb.presets import EXPERIMENTS, PRESETS, DeblenderExperiment, RadioExperiment, experiment
 from galnb.training import TrainingConfig
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -23,11 +23,31 @@ def test_every_experiment_is_complete_and_frozen(name, preset):
         chosen.minutes = 0
     if isinstance(chosen, DeblenderExperiment):
         assert chosen.rule in BLEND_RULES and chosen.fill in FILLS
+    if isinstance(chosen, (DeblenderExperiment, RadioExperiment)):
         assert chosen.training.burn_in < chosen.training.steps
         assert chosen.training.warmup < chosen.training.steps
         # a paper-sized resume point takes 0.25 GB: not a thousand times
         assert chosen.training.save_every <= chosen.training.steps <= 200 * chosen.training.save_every
+        assert chosen.training.stages[-1][1] == 1.0
+    if name.startswith("deblender"):
         assert [stage for stage, _ in chosen.training.stages] == ["early", "middle", "final"]
+
+
+def test_gpu_radio_is_the_published_one():
+    """Rustige et al. 2023: sizes, losses and schedule."""
+    chosen = experiment("radio-plain", "gpu")
+    model, training = chosen.model, chosen.training
+    assert (model.size, model.width, model.latent, model.penalty) == (128, 64, 100, 10)
+    assert (chosen.batch_size, training.betas, training.discriminator_steps) == (300, (0, 0.9), 5)
+    assert training.steps * training.discriminator_steps == 100_000
+    assert training.learning_rate == training.discriminator_learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_smeared_radio_differs_by_its_smearing_alone(preset):
+    plain, smeared = (experiment(f"radio-{kind}", preset) for kind in ("plain", "smeared"))
+    assert plain.model.sigma == 0 < smeared.model.sigma
+    assert dataclasses.replace(smeared, model=plain.model) == plain
 
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
