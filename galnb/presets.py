@@ -218,7 +218,7 @@ _PHANTOM = {
             schedule="late_decay",
             warmup=50,
             channels_last=True,
-            save_every=300,
+            save_every=min(300, steps),
             stages=(("final", 1.0),),
         ),
         batch_size=8,
