@@ -1,6 +1,6 @@
 """Put the checkpoints of a finished run into the package: `python -m book.ship RUN_FOLDER NAME`.
 
-Weights are stored in half precision, each stage as `NAME@early`, `NAME@middle` and `NAME`. `index.json` then
+Weights are stored in half precision, each stage as `NAME@STAGE`, the last one as `NAME`. `index.json` then
 holds the SHA-256 and the card of every file in `galnb/weights`, and `README.md` the same for people.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 from galnb.checkpoints import WEIGHTS, load_checkpoint, save_checkpoint, write_atomically
 
-STAGES = {"early": "@early", "middle": "@middle", "final": ""}
+PROGRAMS = {"phantom": "python -m book.phantom_study GALAXY_ZOO_FOLDER OUT_FOLDER"}
 LARGEST = 6 * 2**20
 
 
@@ -22,13 +22,13 @@ def ship(folder: Path, name: str, stages: list[str], metrics: dict) -> list[Path
     shipped = []
     for stage in stages:
         checkpoint = load_checkpoint(folder / f"{stage}.safetensors")
-        target = WEIGHTS / f"{name}{STAGES[stage]}.safetensors"
+        target = WEIGHTS / f"{name}{'' if stage == stages[-1] else '@' + stage}.safetensors"
         save_checkpoint(
             target,
             checkpoint.gan,
             experiment=checkpoint.experiment,
             step=checkpoint.step,
-            metrics=metrics if stage == "final" else {},
+            metrics=metrics if stage == stages[-1] else {},
             dtype=torch.float16,
         )
         if target.stat().st_size > LARGEST:
@@ -59,6 +59,11 @@ def card(path: Path) -> dict:
 
 def command(story: dict) -> str:
     """Return the command that trains such weights."""
+    if story.get("name") in PROGRAMS:
+        return PROGRAMS[story["name"]]
+    if story.get("data") == "first":
+        given = f"--preset {story['preset']} --steps {story['training']['steps']}"
+        return f"python -m galnb train {story['name']} {given} --folder runs/{story['name']}"
     data = story.get("data", "hubble").replace("galaxyzoo", "galaxyzoo:FOLDER")
     options = "".join(f"--{key} {story[key]} " for key in ("features", "start") if key in story)
     return (
@@ -74,9 +79,10 @@ def write_index() -> None:
     lines = [
         "# Shipped weights",
         "",
-        "Written by `python -m book.ship`. Half precision; each file holds both networks and the config",
-        "that rebuilds them. Trained on Galaxy Zoo images (SDSS; the last 300 by name never used) and on",
-        "Hubble stamps from scikit-image; no image is in here. Stages: `NAME@early`, `NAME@middle`, `NAME`.",
+        "Written by `python -m book.ship`. Half precision; each file holds both networks and the config that",
+        "rebuilds them. Deblenders: trained on Galaxy Zoo images (SDSS; the last 300 by name never used), most",
+        "also on Hubble stamps from scikit-image. Radio: trained on the training split of the FIRST images in",
+        "firstgalaxydata. No image is in here. Stages of a run: `NAME@STAGE`, the last one `NAME`.",
         "",
     ]
     for name, about in cards.items():
