@@ -12,7 +12,7 @@
 PYTHON ?= python3
 PRESET ?= quick
 VENV := .venv
-EXTRAS := radio,sky,features,book,app,test,bench
+EXTRAS := radio,sky,features,book,app,dask,test,bench
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := book

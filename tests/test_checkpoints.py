@@ -1,7 +1,6 @@
 """Checkpoints: one file rebuilds the model, and nothing but a whole file is read."""
 
 import json
-import os
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from galnb import checkpoints
-from galnb.checkpoints import load_checkpoint, save_checkpoint, shipped, write_atomically
+from galnb.checkpoints import load_checkpoint, save_checkpoint, shipped
 from galnb.deblender import deblend, deblender
 from tests.tiny_runs import TINY, batches, one_thread  # noqa: F401
 
@@ -157,18 +156,3 @@ def test_saving_refuses_other_endings_and_what_is_not_json(tmp_path, gan):
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_checkpoint(tmp_path / "a.safetensors", gan, experiment={"folder": tmp_path}, step=1)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path, monkeypatch):
-    write_atomically(tmp_path / "deep" / "file", b"old")
-
-    def full(*arguments):
-        raise OSError("No space left on device")
-
-    for name in ("fsync", "replace"):
-        with monkeypatch.context() as patched:
-            patched.setattr(os, name, full)
-            with pytest.raises(OSError, match="No space"):
-                write_atomically(tmp_path / "deep" / "file", b"new")
-        assert [file.name for file in (tmp_path / "deep").iterdir()] == ["file"]
-        assert (tmp_path / "deep" / "file").read_bytes() == b"old"

@@ -1,0 +1,240 @@
+"""Tests of galnb/sweeps.py. How often a point ran is counted by the files that its runs leave."""
+
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from galnb import __main__ as command_line
+from galnb import sweeps
+
+posix = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+# Other processes must be able to import the tasks, so they stand in a module of their own.
+TASKS = """
+import os, signal, time, uuid
+from pathlib import Path
+
+def started(point):
+    Path(point["folder"], f"{point['value']}-{os.getpid()}-{uuid.uuid4().hex}").write_text("")
+
+def square(point):
+    started(point)
+    time.sleep(point.get("seconds", 0))
+    return {"square": point["value"] ** 2}
+
+def deadly(point):
+    started(point)
+    if point["value"] == 2:
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+def flaky(point):
+    if point["value"] == 2 and not Path(point["folder"], "mended").exists():
+        raise ValueError("value 2 is not mended")
+    return square(point)
+
+def odd(point):
+    return {"answer": float("nan") if point["value"] == 1 else object()}
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path, monkeypatch):
+    (tmp_path / "sweep_tasks.py").write_text(TASKS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "sweep_tasks", raising=False)
+    import sweep_tasks
+
+    return sweep_tasks
+
+
+@pytest.fixture
+def marks(tmp_path):
+    folder = tmp_path / "marks"
+    folder.mkdir()
+    return folder
+
+
+def runs(marks, value):
+    """Count how often a point was begun."""
+    return len(list(marks.glob(f"{value}-*")))
+
+
+def kill_one_worker(marks, folder, after):
+    """Wait until so many points are finished, then kill the worker of the youngest; return the finished."""
+    while True:
+        done = {row["value"] for row in sweeps.finished(folder)}
+        running = [mark for mark in marks.iterdir() if int(mark.name.split("-")[0]) not in done]
+        if len(done) >= after and running:
+            youngest = max(running, key=lambda mark: mark.stat().st_mtime_ns)
+            os.kill(int(youngest.name.split("-")[1]), signal.SIGKILL)
+            return done
+        time.sleep(0.01)
+
+
+def grid(marks, values, **more):
+    return {"value": values, "folder": [str(marks)], **{name: [value] for name, value in more.items()}}
+
+
+def test_expand_is_the_product_of_the_values():
+    given = {"sigma": [0, 0.5, 1], "size": [3, 5], "name": ["a"]}
+    expected = [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
+    assert sweeps.expand(given) == expected and len(expected) == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"sigma": []}, "at least one value"),
+        ({"sigma": "0,1"}, "expected a list"),
+        ({"sigma": [0, 1, 0]}, "twice"),
+        ({"sigma": [float("nan")]}, "finite"),
+        ({"sigma": [{1}]}, "expected a finite number, a text"),
+        ({}, "at least one parameter"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_refused(given, said, tasks, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        sweeps.sweep(tasks.square, given, folder=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_any_executor_serves_and_a_second_call_runs_nothing(tasks, marks, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        options = {"folder": tmp_path / "out", "executor": pool, "progress": False}
+        rows = sweeps.sweep(tasks.square, grid(marks, [3, 1, 2]), **options)
+        assert [(row["value"], row["square"]) for row in rows] == [(3, 9), (1, 1), (2, 4)]
+        again = sweeps.sweep("sweep_tasks:square", grid(marks, [1, 2, 3, 4]), **options)
+    assert [row["square"] for row in again] == [1, 4, 9, 16]
+    assert [runs(marks, value) for value in (1, 2, 3, 4)] == [1, 1, 1, 1]
+    assert sorted(row["value"] for row in sweeps.finished(tmp_path / "out")) == [1, 2, 3, 4]
+
+
+@posix
+def test_a_killed_worker_loses_nothing_and_no_finished_point_runs_twice(tasks, marks, tmp_path):
+    values, out = list(range(8)), tmp_path / "out"
+    with ThreadPoolExecutor(1) as background:
+        killer = background.submit(kill_one_worker, marks, out, after=3)
+        rows = sweeps.sweep(tasks.square, grid(marks, values, seconds=0.3), folder=out, progress=False)
+        finished_before = killer.result(timeout=5)
+    assert [row["square"] for row in rows] == [value**2 for value in values]
+    assert all(runs(marks, value) == 1 for value in finished_before)
+    assert len(values) < len(list(marks.iterdir())) <= len(values) + 2, "one or two points were interrupted"
+
+
+@posix
+def test_a_point_that_always_kills_its_worker_is_reported_and_the_others_run(tasks, marks, tmp_path):
+    with pytest.raises(RuntimeError, match=r"1 of 4 points failed(.|\n)*\"value\": 2.*2 attempts"):
+        sweeps.sweep(
+            tasks.deadly, grid(marks, [1, 2, 3, 4]), folder=tmp_path / "out", attempts=2, progress=False
+        )
+    assert runs(marks, 2) == 2
+    assert sorted(row["value"] for row in sweeps.finished(tmp_path / "out")) == [1, 3, 4]
+
+
+def test_only_failed_points_are_repeated(tasks, marks, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        options = {"folder": tmp_path / "out", "executor": pool, "progress": False}
+        with pytest.raises(
+            RuntimeError, match=r"the other 2 are kept in out(.|\n)*ValueError: value 2 is not"
+        ):
+            sweeps.sweep(tasks.flaky, grid(marks, [1, 2, 3]), **options)
+        (marks / "mended").write_text("")
+        assert len(sweeps.sweep(tasks.flaky, grid(marks, [1, 2, 3]), **options)) == 3
+        assert [runs(marks, value) for value in (1, 2, 3)] == [1, 1, 1]
+        with pytest.raises(RuntimeError, match=r"2 of 2(.|\n)*JSON compliant(.|\n)*returned a object"):
+            sweeps.sweep(tasks.odd, grid(marks, [1, 2]), **options)
+
+
+@posix
+def test_a_dask_cluster_loses_a_worker_but_no_point(tasks, marks, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    points, out = sweeps.expand(grid(marks, list(range(6)), seconds=0.3)), tmp_path / "out"
+    local = {"dashboard_address": None, "local_directory": str(tmp_path)}
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, **local) as cluster,
+        sweeps.dask_executor(cluster.scheduler_address) as executor,
+        ThreadPoolExecutor(1) as background,
+    ):
+        killer = background.submit(kill_one_worker, marks, out, after=2)
+        rows = sweeps.sweep(tasks.square, points, folder=out, executor=executor, progress=False)
+        finished_before = killer.result(timeout=5)
+    assert [row["square"] for row in rows] == [0, 1, 4, 9, 16, 25]
+    assert all(runs(marks, value) == 1 for value in finished_before)
+
+
+def test_a_scheduler_that_does_not_answer_is_named_soon():
+    pytest.importorskip("distributed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(ConnectionError, match=f"no Dask scheduler answers at {address} within 0.5 s"):
+        sweeps.dask_executor(address, timeout=0.5).__enter__()
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    cells = [
+        nbformat.v4.new_code_cell('sigma = 1\nout_dir = ""', metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(
+            "import json, pathlib\n"
+            "folder = pathlib.Path(out_dir, 'tiny')\nfolder.mkdir()\n"
+            "values = {'twice': 2 * sigma, 'run': {}, 'exercises': {}}\n"
+            "folder.joinpath('results.json').write_text(json.dumps(values))"
+        ),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    path = tmp_path / "tiny.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+def test_a_notebook_is_run_at_each_point_and_its_copy_kept(notebook, tmp_path, capsys):
+    pytest.importorskip("papermill")
+    arguments = ["sweep", str(notebook), "--grid", "sigma=0,0.5", "--out", str(tmp_path / "out")]
+    assert command_line.main(arguments) == 0, capsys.readouterr().err
+    table = (tmp_path / "out/table.csv").read_text().splitlines()
+    assert table[0] == "sigma,twice,executed" and [line.split(",")[:2] for line in table[1:]] == [
+        ["0", "0"],
+        ["0.5", "1.0"],
+    ]
+    copy = nbformat.read(tmp_path / "out" / table[2].split(",")[2], 4)
+    assert any("sigma = 0.5" in cell.source for cell in copy.cells) and copy.cells[-1].outputs
+
+
+def test_a_notebook_without_the_parameter_lists_those_it_has(notebook, tmp_path, capsys):
+    pytest.importorskip("papermill")
+    assert command_line.main(["sweep", str(notebook), "--grid", "sigmma=0,1"]) == 2
+    assert "has no parameter sigmma to vary" in (said := capsys.readouterr().err) and "sigma, out_dir" in said
+    with pytest.raises(ValueError, match="out_dir"):
+        sweeps.sweep(notebook, {"out_dir": ["here"]}, folder=tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="no notebook"):
+        sweeps.sweep(tmp_path / "none.ipynb", {"sigma": [1]}, folder=tmp_path / "out")
+
+
+def test_bad_input_is_one_sentence(tasks, tmp_path, capsys):
+    options = {"folder": tmp_path / "out", "progress": False}
+    with pytest.raises(ValueError, match="other processes cannot import"):
+        sweeps.sweep(lambda point: {}, {"value": [1]}, **options)
+    with pytest.raises(ValueError, match="module:function"):
+        sweeps.sweep("sweep_tasks:cube", {"value": [1]}, **options)
+    with pytest.raises(ValueError, match="expected a function"):
+        sweeps.sweep(print, {"value": [1]}, **options)
+    with pytest.raises(ValueError, match="workers is 0"):
+        sweeps.sweep(tasks.square, {"value": [1]}, workers=0, **options)
+    assert not Path(options["folder"]).exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/mine.json").write_text(json.dumps([1]))
+    with pytest.raises(ValueError, match="no result of a sweep"):
+        sweeps.finished(tmp_path / "other")
+    assert command_line.main(["sweep", "sweep_tasks:square", "--grid", "value"]) == 2
+    assert "expected NAME=VALUE" in capsys.readouterr().err
