@@ -234,7 +234,11 @@ def run_radio(
     -----
     Chapter: A GAN for radio galaxies
     """
-    chosen = experiment(TRAINABLE.get(name, name), preset)
+    if not TRAINABLE.get(name, "").startswith("radio"):
+        raise ValueError(
+            f"{name!r} is no radio GAN that can be trained; known are radio-plain, radio-smeared"
+        )
+    chosen = experiment(TRAINABLE[name], preset)
     training = chosen.training if steps is None else replace(chosen.training, steps=steps)
     size = chosen.model.size
     found = images.first_radio(split="train", size=min(300, 2 * size), limit=chosen.images or None)
@@ -242,7 +246,7 @@ def run_radio(
         found.pixels, class_numbers(found.labels), batch_size=chosen.batch_size, seed=training.seed, size=size
     )
     story = {
-        "name": TRAINABLE.get(name, name), "preset": preset, "data": "first", "split": "train",
+        "name": TRAINABLE[name], "preset": preset, "data": "first", "split": "train",
         "batch_size": chosen.batch_size, "images": chosen.images,
     }  # fmt: skip
     return train(

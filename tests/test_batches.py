@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from galnb.batches import blend_batches, mix_batches
+from galnb.batches import blend_batches, labelled_batches, mix_batches
 from galnb.blending import BLEND_RULES, Perturbation
 from tests.tiny_runs import images
 
@@ -82,3 +82,55 @@ def test_mixed_batches_stand_one_after_another():
 def test_bad_input_is_refused_before_training(bank, options, message):
     with pytest.raises(ValueError, match=message):
         blend_batches(bank, **{"batch_size": 2, "seed": 0, **options})
+
+
+def test_labelled_images_keep_their_label_their_levels_and_their_light():
+    levels = torch.tensor([0.2, 0.5, 0.9])
+    bank = torch.zeros(3, 1, 48, 48)
+    bank[:, :, 18:30, 21:27] = levels.view(3, 1, 1, 1)
+    batch = labelled_batches(bank, torch.tensor([2, 0, 1]), batch_size=60, seed=4, size=32)(0)
+    assert batch["images"].shape == (60, 1, 32, 32)
+    wanted = levels[torch.tensor([1, 2, 0])][batch["labels"]]  # label 0 is bright .5, and so on
+    assert torch.equal(batch["images"].amax((1, 2, 3)), wanted)  # picked pixels keep their height
+    assert len(torch.unique(batch["images"])) == 4
+    area = (batch["images"] > 0).sum((1, 2, 3)).float()
+    assert (area - 72).abs().max() <= 12  # 6 x 12 px, whatever the angle; its rim may gain or lose a pixel
+    assert set(batch["labels"].tolist()) == {0, 1, 2}
+
+
+def test_labelled_images_are_turned_and_mirrored_every_way():
+    corner = torch.zeros(1, 1, 65, 65)
+    corner[0, 0, 32, 32:48] = 1.0  # an arm to the right, shorter one up
+    corner[0, 0, 24:32, 32] = 0.5
+    batch = labelled_batches(corner, torch.tensor([0]), batch_size=300, seed=0, size=65)(1)
+    grid = torch.arange(65.0) - 32
+    arms = [
+        torch.atan2((part * grid[:, None]).sum((1, 2)), (part * grid).sum((1, 2)))
+        for part in ((batch["images"][:, 0] == 1).float(), (batch["images"][:, 0] == 0.5).float())
+    ]
+    turn = torch.sin(arms[1] - arms[0])  # +1 or -1: a right angle, mirrored or not
+    assert (turn.abs() > 0.95).all() and 0.4 < (turn > 0).float().mean() < 0.6
+    counts = torch.histc(arms[0], 6, -torch.pi, torch.pi)
+    assert counts.min() > 25 and counts.max() < 80  # uniform: 50 each, four standard deviations
+
+
+def test_labelled_batches_depend_on_number_and_seed_alone():
+    bank, labels = images(channels=1), torch.arange(12) % 4
+    first, again, other = (labelled_batches(bank, labels, batch_size=3, seed=s, size=12) for s in (5, 5, 6))
+    assert all(torch.equal(first(7)[name], again(7)[name]) for name in ("images", "labels"))
+    assert not torch.equal(first(7)["images"], first(8)["images"])
+    assert not torch.equal(first(7)["images"], other(7)["images"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        (torch.zeros(3).long(), {}, r"got 12 images and labels \(3,\)"),
+        (torch.zeros(12), {}, "expected one whole number per image"),
+        (torch.zeros(12).long(), {"size": 17}, "size 17"),
+        (torch.zeros(12).long(), {"batch_size": 0}, "batch_size 0"),
+    ],
+)
+def test_labelled_batches_refuse_what_does_not_match(labels, options, message):
+    with pytest.raises(ValueError, match=message):
+        labelled_batches(images(), labels, **{"batch_size": 2, "seed": 0, "size": 8, **options})

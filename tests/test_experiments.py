@@ -10,7 +10,14 @@ from PIL import Image
 from galnb import experiments
 from galnb import images as readers
 from galnb.checkpoints import load_checkpoint
-from galnb.experiments import TRAINABLE, deblender_batches, galaxy_zoo_frames, run_deblender
+from galnb.experiments import (
+    TRAINABLE,
+    class_numbers,
+    deblender_batches,
+    galaxy_zoo_frames,
+    run_deblender,
+    run_radio,
+)
 from galnb.presets import experiment
 from tests.tiny_runs import TINY, one_thread  # noqa: F401
 
@@ -140,4 +147,60 @@ def test_unknown_names_and_missing_folders_are_refused(tmp_path):
 def test_every_trainable_name_has_its_presets():
     for name in set(TRAINABLE.values()):
         for preset in ("quick", "laptop", "gpu"):
-            assert experiment(name, preset).model.count == 2
+            model = experiment(name, preset).model
+            assert model.classes == 4 if name.startswith("radio") else model.count == 2
+
+
+@pytest.fixture
+def first(monkeypatch):
+    """Twelve images in place of FIRST; what was asked of the reader is kept."""
+    asked = []
+
+    def first_radio(**options):
+        asked.append(options)
+        pixels = torch.rand(12, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+        classes = tuple(readers.RADIO_CLASSES[index % 4] for index in range(12))
+        return readers.ImageSet(pixels, tuple(map(str, range(12))), "test", classes)
+
+    def chosen(name, preset):
+        full = experiment(name, preset)
+        return replace(full, model=replace(full.model, size=16, width=4, latent=6), batch_size=4)
+
+    monkeypatch.setattr(readers, "first_radio", first_radio)
+    monkeypatch.setattr(experiments, "experiment", chosen)
+    return asked
+
+
+def test_a_radio_run_leaves_checkpoints_and_goes_on(first, tmp_path):
+    history = run_radio("radio", "quick", folder=tmp_path / "run", steps=2, progress=False)
+    assert history.steps == [0, 1] and "discriminator/wasserstein" in history.losses
+    assert first == [{"split": "train", "size": 32, "limit": 400}]  # twice the size, for turning
+    kept = load_checkpoint(tmp_path / "run" / "final.safetensors")
+    story = {name: value for name, value in kept.experiment.items() if name != "training"}
+    assert story == {
+        "name": "radio-plain", "preset": "quick", "data": "first", "split": "train", "batch_size": 4,
+        "images": 400,
+    }  # fmt: skip
+    options = {"folder": tmp_path / "run", "steps": 4, "progress": False, "resume": True}
+    assert run_radio("radio", "quick", **options).steps == [0, 1, 2, 3]
+    assert load_checkpoint(tmp_path / "run" / "final.safetensors").step == 4
+
+
+def test_a_smeared_run_is_smeared_in_its_file(first, tmp_path):
+    run_radio("radio-smeared", "quick", folder=tmp_path, steps=1, progress=False)
+    kept = load_checkpoint(tmp_path / "final.safetensors")
+    assert kept.gan.config.sigma == 1.0
+    assert [type(layer).__name__ for layer in kept.gan.generator.body][-2:] == ["Smear", "Hardtanh"]
+
+
+def test_radio_and_deblender_runs_are_not_mixed_up(tmp_path):
+    with pytest.raises(ValueError, match="'deblender' is no radio GAN that can be trained; known are radio"):
+        run_radio("deblender", "quick", folder=tmp_path)
+
+
+def test_class_numbers_follow_the_published_order():
+    """FRI 0, FRII 1, Compact 2, Bent 3: Griese et al. 2023."""
+    assert class_numbers(("Bent", "FRI", "Compact", "FRII")).tolist() == [3, 0, 2, 1]
+    assert class_numbers(()).dtype == torch.long
+    with pytest.raises(ValueError, match=r"classes \['FR0'\] are unknown; known are FRI, FRII"):
+        class_numbers(("FRI", "FR0"))

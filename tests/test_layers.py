@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from galnb.layers import ACTIVATIONS, NORMS, Add, Concat, ResidualBlock
+from galnb.layers import ACTIVATIONS, NORMS, Add, Concat, ResidualBlock, Smear, gaussian_kernel
 
 
 def test_sums_and_joins_are_modules(generator):
@@ -51,3 +52,49 @@ def test_unknown_names_are_refused():
         ResidualBlock(4, activation="gelu")
     with pytest.raises(KeyError, match="layer"):
         ResidualBlock(4, norm="layer")
+
+
+@pytest.mark.parametrize(
+    ("sigma", "centre"), [(0.0, 1.0), (0.1, 1.0), (0.5, 0.619), (1.0, 0.204), (1.5, 0.148), (2.0, 0.131)]
+)
+def test_gaussian_kernel_of_three_pixels(sigma, centre):
+    """Weights at the centre: worked out by hand, 1 / (1 + 2 exp(-1 / (2 sigma^2)))^2."""
+    kernel = gaussian_kernel(sigma)
+    assert kernel.shape == (3, 3) and kernel[1, 1].item() == pytest.approx(centre, abs=5e-4)
+    assert kernel.sum().item() == pytest.approx(1, abs=1e-6)
+    assert torch.equal(kernel, kernel.T) and torch.equal(kernel, kernel.flip(0))
+
+
+@pytest.mark.parametrize(("sigma", "size"), [(0.5, 3), (1.0, 5), (1.5, 7)])
+def test_smear_equals_scipy(sigma, size, generator):
+    images = torch.rand(2, 3, 12, 10, generator=generator)
+    options = {"sigma": (0, 0, sigma, sigma), "mode": "constant", "truncate": (size // 2) / sigma}
+    wanted = gaussian_filter(images.double().numpy(), **options)
+    assert torch.allclose(Smear(sigma, size)(images).double(), torch.from_numpy(wanted), atol=1e-6)
+
+
+def test_smear_keeps_the_light_and_the_background(generator):
+    images = torch.zeros(1, 1, 16, 16)
+    images[..., 4:12, 4:12] = torch.rand(8, 8, generator=generator)
+    smeared = Smear(1.5, 7)(images)
+    assert smeared.sum().item() == pytest.approx(images.sum().item(), rel=1e-6)
+    assert smeared.max() < images.max()
+    signed = Smear(1.5, 7, background=-1.0)(images * 2 - 1)  # the same in the range of a network
+    assert torch.allclose(signed, smeared * 2 - 1, atol=1e-6)
+    assert torch.equal(Smear(0.0)(images), images)
+    assert not list(Smear(1.0).state_dict())  # nothing to store: the config says all
+
+
+@pytest.mark.parametrize(
+    ("sigma", "size", "message"),
+    [
+        (-0.1, 3, "sigma is -0.1"),
+        (float("nan"), 3, "sigma is nan"),
+        (1.0, 4, "size is 4"),
+        (1.0, -1, "size is -1"),
+    ],
+)
+def test_impossible_kernels_are_refused(sigma, size, message):
+    for make in (gaussian_kernel, Smear):
+        with pytest.raises(ValueError, match=message):
+            make(sigma, size)

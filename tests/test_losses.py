@@ -98,3 +98,32 @@ def test_feature_loss_sums_over_the_branches(pair):
 def test_shapes_that_differ_are_refused_where_torch_would_broadcast(pair):
     with pytest.raises(ValueError, match=r"\(5, 2, 3, 16, 16\).*\(5, 1, 3, 16, 16\)"):
         losses.mse(pair[0], pair[1][:, :1])
+
+
+def test_gradient_penalty_of_a_linear_critic_is_known(generator):
+    """D = a x has the slope a everywhere: the penalty is (|a| - 1)^2, its gradient 2 (|a| - 1) a / |a|."""
+    real, fake = torch.rand(2, 6, 1, 4, 4, generator=generator)
+    slope = torch.randn(16, generator=generator, requires_grad=True)
+    found = losses.gradient_penalty(lambda x: x.flatten(1) @ slope[:, None], real, fake, generator=generator)
+    length = slope.detach().norm()
+    assert found.item() == pytest.approx((length - 1).square().item(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(found, slope)
+    assert torch.allclose(gradient, 2 * (length - 1) * slope.detach() / length, rtol=1e-4)
+
+
+def test_gradient_penalty_looks_between_the_pairs():
+    """D = |x|^2 / 2 has the slope |x|; with x drawn between 0 and a point 3 away, E (3 t - 1)^2 = 1."""
+    far = torch.zeros(200_000, 1, 1, 4)
+    far[..., 1] = 3.0
+    found = losses.gradient_penalty(
+        lambda x: x.flatten(1).square().sum(1, keepdim=True) / 2,
+        far,
+        torch.zeros_like(far),
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert found.item() == pytest.approx(1.0, abs=0.012)  # 5 standard errors: sd of (3t - 1)^2 is 1.1
+
+
+def test_gradient_penalty_refuses_sets_of_different_size(generator):
+    with pytest.raises(ValueError, match="must have one shape"):
+        losses.gradient_penalty(nn.Flatten(), torch.rand(2, 3), torch.rand(1, 3), generator=generator)

@@ -123,6 +123,25 @@ def test_train_leaves_checkpoints_and_goes_on(tmp_path, capsys, monkeypatch):
     assert load_checkpoint(tmp_path / "final.safetensors").step == 3
 
 
+def test_train_hands_radio_names_to_the_radio_run(tmp_path, capsys, monkeypatch):
+    from galnb import experiments
+    from galnb.training import History
+
+    asked = {}
+
+    def run_radio(name, preset, **options):
+        asked.update(options, name=name, preset=preset)
+        return History([0, 1], {})
+
+    monkeypatch.setattr(experiments, "run_radio", run_radio)
+    words = ["train", "radio-smeared", "--preset", "quick", "--steps", "2", "--folder", str(tmp_path)]
+    assert command_line.main(words) == 0
+    assert asked == {
+        "name": "radio-smeared", "preset": "quick", "folder": str(tmp_path), "steps": 2, "resume": False,
+    }  # fmt: skip
+    assert "2 steps done" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -130,6 +149,8 @@ def test_train_leaves_checkpoints_and_goes_on(tmp_path, capsys, monkeypatch):
         (["train", "deblender", "--preset", "huge"], "laptop"),
         (["train", "deblender", "--data", "galaxyzoo:/no/such/folder"], "/no/such/folder"),
         (["train", "deblender", "--data", "hubbel"], "galaxyzoo:FOLDER"),
+        (["train", "radio-plain", "--data", "hubble"], "FIRST alone"),
+        (["train", "radio-plain", "--start", "radio-plain"], "--start"),
     ],
 )
 def test_train_with_bad_input_is_one_sentence(words, said, capsys, tmp_path):
