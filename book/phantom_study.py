@@ -4,17 +4,36 @@ Fifteen small deblender GANs: three fills (zeros, reflection, sky noise), each f
 same warps, same first weights, same order; only the fill differs. The generator paints (`"unet"`) and the
 losses are those of Li et al. and of Reiman and Goehre: squared error and 1e-3 times the adversary. Each run
 leaves its weights in OUT; those that exist are not repeated, and a run that was stopped goes on.
+
+All are then measured on the 300 test images (`book.phantom_measure`), and so are judges: discriminators that
+learn alone, to tell galaxies with a zero fill from drawings that lie between the same galaxies without the
+frame and what the generator makes of them. Last come the fills themselves and audits of two sets of images.
+Each part leaves a JSON file in OUT; together they are `book/records/09_phantom_boundary.json`.
 """
 
 import argparse
+import datetime
+import json
+import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from scipy import stats
 
-from galnb import batches, blending, deblender, experiments, presets, training
+import galnb
+from book import phantom_data, phantom_measure
+from galnb import batches, blending, checkpoints, deblender, experiments, images, presets, training
+from galnb.gan import Gan
+from galnb.losses import discriminator_bce
 
 FILLS, SEEDS = ("zeros", "reflect", "noise"), (0, 1, 2, 3, 4)
+RECORD = Path(__file__).parent / "records" / "09_phantom_boundary.json"
+EXAM_SEED = 2009
+JUDGES = (0.0, 0.1, 0.3, 1.0)  # part of the generator's error in what a judge must call drawn
+JUDGE_SEEDS, JUDGE_STEPS, JUDGE_BATCH, JUDGE_RATE = (0, 1, 2), 120, 8, 5e-4
 
 
 def train_one(fill: str, seed: int, frames: torch.Tensor, folder: Path, preset: str = "laptop") -> Path:
@@ -37,18 +56,137 @@ def train_one(fill: str, seed: int, frames: torch.Tensor, folder: Path, preset: 
     return file
 
 
+def judge_pair(gan: Gan, frames: torch.Tensor, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return second galaxies filled with zeros; and with noise, plus `share` of the drawing's error."""
+    pair = phantom_measure.same_blends(frames, seed=seed, fills=("zeros", "noise"), crop=240, size=80)
+    real, clean = (pair[fill].galaxies[:, 1] for fill in ("zeros", "noise"))
+    error = deblender.deblend(gan, pair["noise"].blended)[:, 1] - clean if share else 0
+    return real, (clean + share * error).clamp(0, 1)
+
+
+def train_judge(gan: Gan, frames: torch.Tensor, share: float, seed: int, steps: int = JUDGE_STEPS) -> Gan:
+    """Train a fresh discriminator; real and drawn galaxies share each batch, and so its statistics."""
+    judge = deblender.deblender(replace(gan.config, seed=1000 + seed)).discriminator.train()
+    optimizer = torch.optim.Adam(judge.parameters(), lr=JUDGE_RATE)
+    draw = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        chosen = torch.randint(len(frames), (JUDGE_BATCH,), generator=draw)
+        real, fake = judge_pair(gan, frames[chosen], share, seed * 100_003 + step)
+        real_logits, fake_logits = judge(gan.prepare(torch.cat([real, fake]))).chunk(2)
+        optimizer.zero_grad()
+        discriminator_bce(real_logits, fake_logits).backward()
+        optimizer.step()
+    return replace(gan, discriminator=judge.eval())
+
+
+def measure_judge(judge: Gan, exam: phantom_measure.Exam, share: float) -> dict:
+    """Measure a judge as a discriminator of the study, against drawings of its own kind."""
+    clean = exam.blends["noise"].galaxies[:, 1]
+    error = deblender.deblend(judge, exam.blends["noise"].blended)[:, 1] - clean
+    drawn = torch.stack([exam.blends["noise"].galaxies[:, 0], (clean + share * error).clamp(0, 1)], 1)
+    return {
+        "judgement": phantom_measure.judgement(judge, drawn, exam, "zeros"),
+        "probe": phantom_measure.probe(judge, exam),
+        "relevance": phantom_measure.relevance(judge, exam, "zeros"),
+    }
+
+
+def stored(file: Path, make: Callable[[], dict]) -> dict:
+    """Return what a JSON file holds; make it first if it is not there."""
+    if not file.is_file():
+        checkpoints.write_atomically(file, json.dumps(rounded(make(), 6), allow_nan=False).encode())
+    return json.loads(file.read_text())
+
+
+def across(values: list[float]) -> list[float]:
+    """Return mean and 95 % interval (Student's t) of one number of each seed."""
+    found = torch.tensor(values, dtype=torch.float64)
+    half = float(stats.t.ppf(0.975, len(found) - 1) * found.std() / len(found) ** 0.5)
+    return [float(found.mean()), float(found.mean()) - half, float(found.mean()) + half]
+
+
+def pool(runs: list):
+    """Put mean and interval over the runs in the place of every number of equal dictionaries."""
+    one = runs[0]
+    if any(run is None for run in runs):
+        return None
+    if isinstance(one, dict):
+        return {key: pool([run[key] for run in runs]) for key in one}
+    if isinstance(one, list):
+        return [pool(list(values)) for values in zip(*runs, strict=True)]
+    return across(runs) if isinstance(one, int | float) else one
+
+
+def rounded(values, digits: int = 4):
+    """Shorten the numbers of a record; what is not a number becomes None."""
+    if isinstance(values, dict):
+        return {name: rounded(value, digits) for name, value in values.items()}
+    if isinstance(values, list):
+        return [rounded(value, digits) for value in values]
+    if isinstance(values, float):
+        return round(values, digits) if math.isfinite(values) else None
+    return values
+
+
+def judge_of(gan: Gan, frames: torch.Tensor, exam: phantom_measure.Exam, share: float, seed: int) -> dict:
+    return measure_judge(train_judge(gan, frames, share, seed), exam, share)
+
+
+def audits(galaxyzoo: Path, first: Path | None) -> dict:
+    """Audit both sets as they lie there, and test stamps with a planted frame."""
+    stamps = images.galaxy_zoo(galaxyzoo, split="test").pixels
+    found = {"planted": phantom_data.planted(stamps), "Galaxy Zoo": phantom_data.audited(galaxyzoo)}
+    return found | ({"FIRST": phantom_data.audited(first)} if first else {})
+
+
+def write_record(content: dict, **more) -> None:
+    """Write the record: every run, and mean and interval over the seeds."""
+    of_fill = {fill: [content["runs"][f"{fill}_{seed}"] for seed in SEEDS] for fill in FILLS}
+    of_share = {
+        f"{share:g}": [content["judges"][f"{share:g}_{seed}"] for seed in JUDGE_SEEDS] for share in JUDGES
+    }
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "command": "python -m book.phantom_study GALAXY_ZOO_FOLDER OUT_FOLDER --first FIRST_FOLDER",
+        "versions": {"galnb": galnb.__version__, "torch": torch.__version__},
+        "source": f"the {images.GALAXY_ZOO_TEST} Galaxy Zoo test images",
+        "seeds": list(SEEDS),
+        "judge_seeds": list(JUDGE_SEEDS),
+        **more,
+        "fills_of_training": {fill: pool(found) for fill, found in of_fill.items()},
+        "judges": {share: pool(found) for share, found in of_share.items()},
+        **{part: content[part] for part in ("fills", "audit", "runs")},
+    }
+    checkpoints.write_atomically(RECORD, (json.dumps(rounded(record)) + "\n").encode())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("galaxyzoo", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--first", type=Path, help="a folder of FIRST images to audit")
     chosen = parser.parse_args()
     frames = experiments.galaxy_zoo_frames(chosen.galaxyzoo)
+    test = experiments.galaxy_zoo_frames(chosen.galaxyzoo, split="test")
+    exam = phantom_measure.make_exam(test, frames[:2], seed=EXAM_SEED)
+    runs, judges = {}, {}
     for seed in SEEDS:
         for fill in FILLS:
-            train_one(fill, seed, frames, chosen.out)
-
-
-if __name__ == "__main__":
-    main()
+            file = train_one(fill, seed, frames, chosen.out)
+            gan = checkpoints.load_checkpoint(file).gan
+            make = partial(phantom_measure.measure, gan, exam, fill)
+            runs[f"{fill}_{seed}"] = stored(file.with_name("measured.json"), make)
+    for seed in JUDGE_SEEDS:
+        gan = checkpoints.load_checkpoint(chosen.out / f"zeros_{seed}" / "final.safetensors").gan
+        for share in JUDGES:
+            make = partial(judge_of, gan, frames, exam, share, seed)
+            judges[f"{share:g}_{seed}"] = stored(chosen.out / f"judge_{share:g}_{seed}.json", make)
+    content = {
+        "runs": runs,
+        "judges": judges,
+        "fills": stored(chosen.out / "fills.json", partial(phantom_data.measure_fills, test)),
+        "audit": stored(chosen.out / "audit.json", partial(audits, chosen.galaxyzoo, chosen.first)),
+    }
+    write_record(content, padded=float((exam.padding >= phantom_measure.PADDED).sum()), images=len(test))

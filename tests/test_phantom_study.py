@@ -1,0 +1,157 @@
+"""The study of fills: equal geometry, measurements with known answers, records that add up."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+from torch import nn
+
+from book import phantom_data, phantom_measure, phantom_study
+from galnb import deblender, presets
+from tests.tiny_runs import one_thread  # noqa: F401
+
+TINY = {"size": 48, "widths": (8, 8), "blocks": (1, 1), "discriminator_width": 4, "dense": 4}
+
+
+@pytest.fixture(scope="module")
+def exam():
+    generator = torch.Generator().manual_seed(3)
+    y, x = torch.meshgrid(torch.arange(48) - 23.5, torch.arange(48) - 23.5, indexing="ij")
+    galaxies = 0.6 * torch.exp(-(x**2 + y**2) / torch.linspace(8, 60, 40)[:, None, None, None])
+    images = (galaxies + 0.1 + 0.02 * torch.randn(40, 3, 48, 48, generator=generator)).clamp(0, 1)
+    sky = phantom_measure.sky_reference(images[:2], seed=0, size=48)
+    references = {"sky": sky, "black": torch.zeros(1, 3, 48, 48)}
+    return phantom_measure.Exam(phantom_measure.same_blends(images, seed=0), references)
+
+
+@pytest.fixture(scope="module")
+def gan():
+    return deblender.deblender(deblender.DeblenderConfig(generator="unet", **TINY))
+
+
+def test_only_the_fill_differs(exam):
+    zeros, noise = exam.blends["zeros"], exam.blends["noise"]
+    assert set(exam.blends) == {"zeros", "reflect", "noise"} and len(zeros) == 40
+    assert torch.equal(zeros.footprints, noise.footprints) and torch.equal(zeros.offsets, noise.offsets)
+    inside = zeros.footprints[:, 1].expand(-1, 3, -1, -1)
+    apart = (zeros.galaxies[:, 1][inside] - noise.galaxies[:, 1][inside]).abs().max()
+    assert apart < 1e-3  # the rim of a footprint has a thousandth of a pixel of slack
+    outside = exam.padding > 0.1
+    assert (zeros.galaxies[outside, 1] - noise.galaxies[outside, 1]).abs().amax((1, 2, 3)).min() > 0.05
+
+
+def test_the_sky_reference_is_the_sky(exam):
+    sky = exam.references["sky"]
+    assert sky.shape == (2, 3, 48, 48)
+    assert float(sky.mean()) == pytest.approx(0.1, abs=0.01) and float(sky.std()) == pytest.approx(
+        0.02, abs=0.005
+    )
+
+
+def test_auc_counts_pairs():
+    high, low = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0])
+    assert phantom_measure.auc(high, low) == pytest.approx(4.5 / 6)  # 4 of 6 pairs, and one tie
+    assert phantom_measure.auc(low, low) == 0.5
+
+
+def test_psnr_inside_agrees_with_scikit_image_and_ignores_the_fill(generator):
+    truth, drawn = torch.rand(2, 2, 3, 16, 16, generator=generator)
+    footprint = torch.ones(2, 1, 16, 16, dtype=torch.bool)
+    whole = phantom_measure.psnr_inside(drawn, truth, footprint)
+    expected = [
+        peak_signal_noise_ratio(t.numpy(), d.numpy(), data_range=1) for t, d in zip(truth, drawn, strict=True)
+    ]
+    torch.testing.assert_close(whole, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=0)
+    footprint[..., :5] = False
+    part = phantom_measure.psnr_inside(drawn, truth, footprint)
+    drawn[..., :5] = 0
+    torch.testing.assert_close(part, phantom_measure.psnr_inside(drawn, truth, footprint))
+
+
+class Darkness(nn.Module):
+    """Score by the share of exact black: a discriminator that knows the frame and nothing else."""
+
+    def forward(self, images):
+        return 9 * (images == -1).float().mean((1, 2, 3))[:, None] - 0.01
+
+
+def test_the_probe_catches_a_network_that_looks_at_the_frame(exam, gan):
+    found = phantom_measure.probe(replace(gan, discriminator=Darkness()), exam)
+    assert min(found[part]["zeros over noise"] for part in ("auc", "paired")) > 0.95
+    assert found["auc"]["reflect over noise"] == pytest.approx(0.5, abs=0.05)
+    drawn = exam.blends["noise"].galaxies
+    judged = phantom_measure.judgement(replace(gan, discriminator=Darkness()), drawn, exam, "zeros")
+    assert judged["padded"]["auc"] > 0.95 and judged["first"]["auc"] == pytest.approx(0.5, abs=0.05)
+    assert judged["padded"]["images"] + judged["unpadded"]["images"] <= 40
+
+
+def test_detection_has_the_false_alarms_it_promises(generator):
+    clean, padding = torch.randn(1000, generator=generator), torch.full((500,), 0.03)
+    same = phantom_measure.detection(torch.randn(500, generator=generator), padding, clean)
+    assert same["found"][0][1] == 500 and same["found"][0][0] <= 15  # 1 % of 500, and chance
+    strong = phantom_measure.detection(torch.full((500,), 9.0), padding, clean)
+    assert strong["found"][0] == [500, 500] and sum(n for _, n in strong["found"][1:]) == 0
+
+
+def test_a_run_is_measured_whole_and_fits_json(exam, gan):
+    found = phantom_measure.measure(gan, exam, "zeros")
+    json.dumps(phantom_study.rounded(found), allow_nan=False)
+    assert set(found["relevance"]) == {"paper", "sky", "black"}
+    contrast = found["relevance"]["paper"]["positive"]["contrast"]
+    assert contrast[1] <= contrast[0] <= contrast[2]
+    pooled = phantom_study.pool([found, found])
+    assert pooled["relevance"]["paper"]["positive"]["contrast"][0] == pytest.approx([contrast[0]] * 3)
+
+
+def test_across_is_students_interval():
+    """The witness is the table of t: 2.776 at four degrees of freedom."""
+    mean, low, high = phantom_study.across([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (
+        mean == 3
+        and high - mean == pytest.approx(2.776 * 2.5**0.5 / 5**0.5, rel=1e-3)
+        and low == pytest.approx(6 - high)
+    )
+    assert phantom_study.pool([{"a": None}, {"a": 1.0}]) == {"a": None}
+
+
+def test_a_judge_learns_the_frame(gan, generator, monkeypatch):
+    small = deblender.deblender(deblender.DeblenderConfig(generator="unet", **TINY | {"size": 80}))
+    frames = torch.randint(20, 40, (6, 3, 424, 424), dtype=torch.uint8, generator=generator)
+    real, fake = phantom_study.judge_pair(small, frames, 0.0, 1)
+    assert real.shape == fake.shape == (6, 3, 80, 80)
+    differ = (real != fake).any(1).flatten(1).float().mean(1)
+    assert (differ > 0.02).any(), "only padded images differ"
+    monkeypatch.setattr(phantom_study, "JUDGE_BATCH", 2)
+    judge = phantom_study.train_judge(small, frames, 0.5, 0, steps=2)
+    assert judge.generator is small.generator and judge.discriminator is not small.discriminator
+    assert not judge.discriminator.training
+
+
+def test_training_is_not_repeated(tmp_path, generator, monkeypatch):
+    chosen = presets.experiment("phantom", "quick")
+    tiny = replace(chosen, model=replace(chosen.model, **TINY | {"size": 80}), batch_size=2,
+                   training=replace(chosen.training, steps=1, warmup=0, save_every=1))  # fmt: skip
+    monkeypatch.setattr(presets, "experiment", lambda name, preset: tiny)
+    frames = torch.randint(256, (4, 3, 424, 424), dtype=torch.uint8, generator=generator)
+    file = phantom_study.train_one("noise", 0, frames, tmp_path, "quick")
+    before = file.stat().st_mtime_ns
+    assert phantom_study.train_one("noise", 0, frames, tmp_path, "quick").stat().st_mtime_ns == before
+    made = []
+    for _ in range(2):
+        assert phantom_study.stored(tmp_path / "a.json", lambda: made.append(1) or {"b": 2}) == {"b": 2}
+    assert made == [1]
+
+
+def test_planted_frames_are_told_from_stamps(exam):
+    found = phantom_data.planted(exam.blends["zeros"].galaxies[:, 0])
+    assert found["auc"] > 0.95 and found["false_alarms"] == 0 and 0 < found["planted"] < 40
+
+
+def test_noise_of_a_known_sky_passes_and_is_restored(generator):
+    frames = (30 + 8 * torch.randn(4, 3, 424, 424, generator=generator)).clamp(0, 255).byte()
+    found = phantom_data.measure_fills(frames)
+    assert found["noise"]["left"][1] < 0.97 and found["noise"]["restored"][1] == pytest.approx(1, abs=0.1)
+    assert set(found["pass"]) == {"0.4", "0.5", "0.65"}
+    assert found["pass"]["0.5"]["fill"] >= 0.5  # four images: one may fail by chance
