@@ -41,7 +41,7 @@ test: env
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m "not book"
 	$(BIN)/python -m book.build --preset quick
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --nbmake-kernel=python3 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=900 --nbmake-kernel=python3 notebooks
 	$(BIN)/python -m pytest -m book
 
 app: env

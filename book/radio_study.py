@@ -9,32 +9,33 @@ generator in growing proportion. Last, a scan of learning rates on the package's
 Every training leaves its file in OUT_FOLDER, those that exist are not repeated, and whatever is there makes
 the record `book/records/12_systematics.json`:
 
-    folds: [{fold, seed, train, block: {class: number}}]
-    generators: [{fold, kind: "plain" | "smeared", smear: none | "after 0.5" | "after 1" | "inside 1",
-        chosen: {class: step}, block: {class: score}, test: {class: score}, old: {class: score} (four best
-        overall, on the block), new: {class: score} (the same images' best per class)}]
-    floors: {block | test: {class: {median, low, high, count}}}
-    classifiers: [{fold, network, ratio, kind, accuracy, brier, "recall FRI", ...}] (test images)
+    folds: [{fold, train, block: {class: number}}]
+    generators: [{fold, kind: "plain" | "smeared", smear: "none" | "after 0.5" | "after 1" | "inside 1",
+        chosen: {class: step}, block: {class: score}, test: {class: score}, test_old: {class: score}}]
+        (`chosen` by the new rule, on the block; `test` its score; `test_old` that of the four checkpoints
+        which are best overall on the block)
+    floors: {"block" | "test": {class: {median, low, high, count}}}: real training images take the
+        generator's place
+    classifiers: [{fold, network, ratio, kind, accuracy, brier, "recall FRI", ...}] on the test images
     rates: [{network, learning_rate, seed, curve: [{step, loss, accuracy, brier}], roughness, best, last}]
 
 A score is the mean relative MAE of the three histograms, over as many generated images as there are real ones
-(mean over draws), so that it compares with its floor.
+and averaged over 200 draws of them, so that it compares with its floor.
 """
 
 import argparse
 import datetime
 import json
-from concurrent.futures import Executor
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
 
 import galnb
-from galnb import batches, classifiers, images, presets, radio, smearing, training
+from galnb import batches, classifiers, images, presets, radio, smearing, sweeps, training
 from galnb.checkpoints import load_checkpoint, write_atomically
 from galnb.experiments import class_numbers
-from galnb.layers import Smear
 
 RECORD = Path(__file__).parent / "records" / "12_systematics.json"
 FOLDS, SIZE, STEPS, STAGES = 5, 64, 600, 6
@@ -45,8 +46,10 @@ TRAINING = replace(
     SHIPPED.training, steps=STEPS, save_every=STEPS // STAGES, device="cpu",
     stages=tuple((f"step{STEPS * part // STAGES}", part / STAGES) for part in range(1, STAGES + 1)),
 )  # fmt: skip
-RATIOS = (0, 1, 2, 3)
-CLASSIFIER = classifiers.ClassifierConfig(steps=500)
+SMEARS = {"plain": {"none": 0.0, "after 0.5": 0.5, "after 1": 1.0}, "smeared": {"inside 1": 0.0}}
+DRAWN, DRAWS = 300, 200  # images per class and checkpoint; draws of as many of them as there are real ones
+RATIOS, WIDE = (0, 1, 2, 3), 92  # 92 px: no empty corner in a crop of 64 px after turning
+CLASSIFIER = classifiers.ClassifierConfig(steps=500, every=500)
 RATES, RATE_SEEDS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), (0, 1, 2)
 
 
@@ -77,17 +80,187 @@ def train_generator(fold: int, kind: str, found: images.ImageSet, folder: Path) 
     return files
 
 
+@cache
+def first(split: str, size: int = SIZE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read a split of FIRST once: pixels and class numbers."""
+    found = images.first_radio(split=split, size=size)
+    return found.pixels, class_numbers(found.labels)
+
+
+def by_class(values) -> dict:
+    """Name the four values of something by their class."""
+    return dict(zip(images.RADIO_CLASSES, [round(float(value), 5) for value in values], strict=True))
+
+
+def checkpoints(out: str, kind: str, fold: int) -> list[Path]:
+    """Return the files of one training in the order of their steps."""
+    return [Path(out) / f"{kind}_{fold}" / f"{name}.safetensors" for name, _ in TRAINING.stages]
+
+
+def count_drawn(files: list[Path], sigma: float, seed: int) -> torch.Tensor:
+    """Let each checkpoint draw every class, smear what it drew, count: (checkpoints, classes, DRAWN, 287)."""
+    blur, counted = smearing.Smear(sigma), []
+    for file in files:
+        gan, generator = load_checkpoint(file).gan, torch.Generator().manual_seed(seed)
+        for label in range(len(images.RADIO_CLASSES)):
+            drawn = radio.generate(gan, torch.full((DRAWN,), label), generator=generator)
+            counted.append(smearing.image_counts(blur(drawn).clamp(0, 1)))
+    return torch.stack(counted).unflatten(0, (len(files), -1))
+
+
+def score_classes(generated: list[torch.Tensor], pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Score (classes,) counted images of each class against the real ones, at equal numbers."""
+    found, generator = [], torch.Generator().manual_seed(0)
+    for label, counts in enumerate(generated):
+        real = smearing.image_counts(pixels[labels == label])
+        scores = smearing.resampled_scores(
+            counts, real, count=min(len(real), len(counts)), rounds=DRAWS, generator=generator
+        )
+        found.append(scores.mean())
+    return torch.stack(found)
+
+
+def score_smear(point: dict) -> dict:
+    """Choose the checkpoints of a training on its block, for one way to smear; score them on the test set."""
+    pixels, labels = first("train")
+    block = deal(labels) == point["fold"]
+    files = checkpoints(point["out"], point["kind"], point["fold"])
+    sigma = SMEARS[point["kind"]][point["smear"]]
+    counts = count_drawn(files, sigma, seed=1)
+    scores = torch.stack([score_classes(list(of), pixels[block], labels[block]) for of in counts])
+    old, new = smearing.choose(scores)
+    fresh = count_drawn(files, sigma, seed=2)
+    mine = [fresh[number, label] for label, number in enumerate(new.tolist())]
+    mixed = [fresh[old, label].flatten(0, 1) for label in range(len(mine))]
+    steps = [load_checkpoint(files[number]).step for number in new.tolist()]
+    return {
+        "chosen": by_class(steps),
+        "block": by_class(scores.min(0).values),
+        "test": by_class(score_classes(mine, *first("test"))),
+        "test_old": by_class(score_classes(mixed, *first("test"))),
+    }
+
+
+def classify(point: dict) -> dict:
+    """Train a classifier on the four blocks and on generated images; score it on the test images."""
+    (pixels, labels), fold = first("train", WIDE), point["fold"]
+    keep = deal(labels) != fold
+    pixels, labels = pixels[keep], labels[keep]
+    if point["ratio"]:
+        files = checkpoints(point["out"], point["kind"], fold)
+        steps = {load_checkpoint(file).step: file for file in files}
+        generator = torch.Generator().manual_seed(fold)
+        wanted = classifiers.balanced_counts(labels, point["ratio"]).tolist()
+        parts = [
+            radio.generate(
+                load_checkpoint(steps[int(point["chosen"][name])]).gan, torch.full((number,), label),
+                generator=generator,
+            )
+            for label, (name, number) in enumerate(zip(images.RADIO_CLASSES, wanted, strict=True))
+        ]  # fmt: skip
+        edge = (WIDE - SIZE) // 2
+        pixels = torch.cat([pixels, torch.nn.functional.pad(torch.cat(parts), (edge,) * 4)])
+        labels = torch.cat([labels, torch.arange(len(wanted)).repeat_interleave(torch.tensor(wanted))])
+    config = replace(CLASSIFIER, network=point["network"], seed=fold, balanced=not point["ratio"])
+    network, _ = classifiers.train_classifier(pixels, labels, first("valid"), config, size=SIZE)
+    return classifiers.scores(network, *first("test"))
+
+
+def scan(point: dict) -> dict:
+    """Train a classifier at one learning rate and keep its curve on the validation images."""
+    rate, seed = point["learning_rate"], point["seed"]
+    config = replace(CLASSIFIER, network=point["network"], learning_rate=rate, seed=seed, every=20)
+    _, curve = classifiers.train_classifier(*first("train", WIDE), first("valid"), config, size=SIZE)
+    accuracy = [entry["accuracy"] for entry in curve]
+    return {
+        "curve": curve,
+        "roughness": classifiers.roughness(accuracy),
+        "best": max(accuracy),
+        "last": accuracy[-1],
+    }
+
+
+def floors() -> dict[str, dict]:
+    """Score real training images in the generator's place."""
+    pixels, labels = first("train")
+    block, generator, found = deal(labels) == 0, torch.Generator().manual_seed(0), {}
+    sides = {"block": (pixels[~block], labels[~block], pixels[block], labels[block])}
+    sides["test"] = (pixels, labels, *first("test"))
+    for name, (mine, mine_labels, other, other_labels) in sides.items():
+        found[name] = {}
+        for label, title in enumerate(images.RADIO_CLASSES):
+            real = smearing.image_counts(other[other_labels == label])
+            scores = smearing.resampled_scores(
+                smearing.image_counts(mine[mine_labels == label]), real, count=len(real), rounds=DRAWS,
+                generator=generator,
+            )  # fmt: skip
+            low, median, high = scores.quantile(scores.new_tensor([0.025, 0.5, 0.975])).tolist()
+            found[name][title] = {"median": median, "low": low, "high": high, "count": len(real)}
+    return found
+
+
+def measure(out: Path) -> dict:
+    """Score and classify with all folds whose two generators are there; each figure is measured once."""
+    done = [
+        fold
+        for fold in range(FOLDS)
+        if all(checkpoints(str(out), kind, fold)[-1].is_file() for kind in KINDS)
+    ]
+    ways = [(kind, smear) for kind, smears in SMEARS.items() for smear in smears]
+    points = [
+        {"out": str(out), "fold": fold, "kind": kind, "smear": smear} for fold in done for kind, smear in ways
+    ]
+    generators = sweeps.sweep(score_smear, points, folder=out / "scores", workers=1)
+    chosen = {(row["fold"], row["kind"], row["smear"]): row["chosen"] for row in generators}
+    jobs = [(ratio, "plain", "none") for ratio in RATIOS] + [(2, "smeared", "inside 1")]
+    points = [
+        {"out": str(out), "fold": fold, "network": network, "ratio": ratio, "kind": kind if ratio else "none",
+         "chosen": chosen[fold, kind, smear] if ratio else {}}
+        for fold in done for network in classifiers.CLASSIFIERS for ratio, kind, smear in jobs
+    ]  # fmt: skip
+    classified = sweeps.sweep(classify, points, folder=out / "classifiers", workers=1)
+    grid = {"network": list(classifiers.CLASSIFIERS), "learning_rate": list(RATES), "seed": list(RATE_SEEDS)}
+    rates = sweeps.sweep(scan, grid, folder=out / "rates", workers=1)
+    _, labels = first("train")
+    blocks = [labels[deal(labels) == fold] for fold in done]
+    counted = [torch.bincount(block, minlength=4) for block in blocks]
+    hide = {"out"}
+    return {
+        "folds": [
+            {"fold": fold, "train": len(labels) - len(block), "block": by_class(count)}
+            for fold, block, count in zip(done, blocks, counted, strict=True)
+        ],
+        "generators": [{k: v for k, v in row.items() if k not in hide} for row in generators],
+        "floors": floors(),
+        "classifiers": [{k: v for k, v in row.items() if k not in hide | {"chosen"}} for row in classified],
+        "rates": rates,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", choices=("generators",), help="train the generators and stop")
+    parser.add_argument("--measure", action="store_true", help="train no generator: measure what is there")
     chosen = parser.parse_args()
-    found = images.first_radio(split="train", size=2 * SIZE)
-    for fold in range(FOLDS):
-        for kind in KINDS:
-            train_generator(fold, kind, found, chosen.out)
+    out = chosen.out.resolve()
+    if not chosen.measure:
+        found = images.first_radio(split="train", size=2 * SIZE)
+        for fold in range(FOLDS):
+            for kind in KINDS:
+                train_generator(fold, kind, found, out)
+    content = measure(out) | {
+        "settings": {
+            "width": MODEL.width, "steps": STEPS, "batch_size": SHIPPED.batch_size, "size": SIZE,
+            "sigma": KINDS["smeared"], "drawn": DRAWN, "draws": DRAWS, "classifier_steps": CLASSIFIER.steps,
+        },
+        "source": "FIRST, training split in five blocks; scores on its test split",
+        "command": "python -m book.radio_study OUT_FOLDER",
+        "date": datetime.date.today().isoformat(),
+        "versions": {"galnb": galnb.__version__, "torch": torch.__version__},
+    }  # fmt: skip
+    write_atomically(RECORD, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,101 @@
+"""Classifiers: published sizes, learning, scores against scikit-learn-like definitions by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from galnb import classifiers
+from galnb.classifiers import ClassifierConfig
+
+
+def stripes(count, *, size=32, seed=0):
+    """Images whose class is written on them: a bright stripe at a place of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 4
+    images = torch.rand(count, 1, size, size, generator=generator) * 0.2
+    for image, label in zip(images, labels, strict=True):  # rings keep their class when turned
+        grid = torch.arange(size) - (size - 1) / 2
+        radius = (grid[:, None] ** 2 + grid**2).sqrt()
+        image[0][(radius - 3 * (label + 1)).abs() < 1.5] = 1.0
+    return images, labels
+
+
+@pytest.mark.parametrize(("name", "published"), [("FCN", 4.29e6), ("CNN", 107e3)])
+def test_sizes_are_the_published_ones(name, published):
+    """Rustige et al. 2023: 4.29 million and 107 thousand weights at 128 px."""
+    weights = sum(weight.numel() for weight in classifiers.CLASSIFIERS[name](128).parameters())
+    assert weights == pytest.approx(published, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", sorted(classifiers.CLASSIFIERS))
+def test_published_relu_cuts_the_logits(name):
+    images = torch.rand(64, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for quirk in (False, True):
+        torch.manual_seed(3)
+        logits = classifiers.CLASSIFIERS[name](32, relu_on_logits=quirk)(images)
+        assert logits.shape == (64, 4) and (logits.min() >= 0).item() is quirk
+
+
+@pytest.mark.parametrize(("name", "enough"), [("CNN", 0.9), ("FCN", 0.6)])
+def test_it_learns_rings_and_repeats_itself(name, enough):
+    images, labels = stripes(120)
+    config = ClassifierConfig(network=name, steps=60, batch_size=24, learning_rate=3e-3, every=20)
+    validation = stripes(40, seed=1)
+    network, curve = classifiers.train_classifier(images, labels, validation, config, size=32)
+    assert [entry["step"] for entry in curve] == [20, 40, 60]
+    assert curve[-1]["accuracy"] > enough and not network.training
+    again, _ = classifiers.train_classifier(images, labels, validation, replace(config, steps=2), size=32)
+    other, _ = classifiers.train_classifier(images, labels, validation, replace(config, steps=2), size=32)
+    for mine, theirs in zip(again.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_scores_by_hand():
+    class Fixed(torch.nn.Module):
+        def forward(self, images):
+            chances = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.25] * 4, [0.1, 0.1, 0.6, 0.2]])
+            return chances.log()
+
+    labels = torch.tensor([0, 1, 2])
+    found = classifiers.scores(Fixed(), torch.zeros(3, 1, 8, 8), labels)
+    assert found["accuracy"] == pytest.approx(2 / 3)  # equal chances count as the first class
+    by_hand = (0.09 + 3 * 0.01 + 0.75 + 0.16 + 2 * 0.01 + 0.04) / 3
+    assert found["brier"] == pytest.approx(by_hand, abs=1e-6)
+    assert (found["recall FRI"], found["recall FRII"], found["recall Compact"]) == (1, 0, 1)
+    assert math.isnan(found["recall Bent"])
+
+
+@pytest.mark.parametrize("ratio", [0, 0.5, 1, 2, 5])
+def test_generated_images_even_out_the_classes(ratio):
+    labels = torch.repeat_interleave(
+        torch.arange(4), torch.tensor([316, 659, 232, 198])
+    )  # four blocks of FIRST
+    wanted = classifiers.balanced_counts(labels, ratio)
+    assert wanted.sum() == round(ratio * len(labels)) and (wanted >= 0).all()
+    total = torch.bincount(labels) + wanted
+    if ratio >= 1:  # then no class has more than its share
+        assert total.max() - total.min() <= 1
+
+
+def test_roughness_is_the_noise_of_a_curve_and_blind_to_its_slope():
+    assert classifiers.roughness([0.1, 0.2, 0.3, 0.4]) == pytest.approx(0, abs=1e-9)
+    noise = torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.05
+    climb = torch.linspace(0, 3, 20_000, dtype=torch.float64)
+    assert classifiers.roughness((climb + noise).tolist()) == pytest.approx(0.05, rel=0.03)
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match=r"network 'ViT' is unknown; known are \['CNN', 'FCN'\]"):
+        ClassifierConfig(network="ViT")
+    with pytest.raises(ValueError, match="steps 0"):
+        ClassifierConfig(steps=0)
+    with pytest.raises(ValueError, match="size is 20; expected a multiple of 16"):
+        classifiers.convolutional(20)
+    with pytest.raises(ValueError, match="ratio is -1"):
+        classifiers.balanced_counts(torch.tensor([0, 1]), -1)
+    with pytest.raises(ValueError, match="got 2 points, expected at least 3"):
+        classifiers.roughness([0.1, 0.2])
+    with pytest.raises(ValueError, match="expected one each"):
+        classifiers.scores(classifiers.fully_connected(32), torch.zeros(3, 1, 32, 32), torch.tensor([0]))
