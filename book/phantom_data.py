@@ -7,7 +7,8 @@ import torch
 from scipy.stats import ks_2samp
 from torch.nn import functional as F
 
-from galnb import audit, blending, findings
+from galnb import blending, findings, phantom
+from galnb.audit import audit
 from galnb.fills import fill_noise, fill_zeros, restore_noise, sky_noise
 
 SCALES = (0.4, 0.5, 0.65)  # magnifications at which a noise fill is compared with the image's own sky
@@ -77,6 +78,42 @@ def measure_fills(frames: torch.Tensor, *, seed: int = 0) -> dict:
     return {"images": len(frames), "pass": rates, "noise": noise}
 
 
+def boxes_of(image: torch.Tensor, footprint: torch.Tensor, draw: torch.Generator, side: int = 6):
+    """Draw one box in the fill and two in the sky of an image (C, H, W), or None where there is no room.
+
+    Sky boxes are among the darkest 30 % of those without fill, and do not overlap.
+    """
+    light = F.avg_pool2d(image.mean(0)[None, None], side, 1)[0, 0]
+    share = F.avg_pool2d(footprint[None].float(), side, 1)[0, 0]
+    data = share > 0.999
+    if not data.any():
+        return None
+    places = [(share < 0.001).nonzero(), (data & (light <= light[data].quantile(0.3))).nonzero()]
+    if min(map(len, places)) == 0:
+        return None
+    fill, sky = (part[torch.randint(len(part), (), generator=draw)] for part in places)
+    others = places[1][((places[1] - sky).abs() >= side).any(1)]
+    if not len(others):
+        return None
+    other = others[torch.randint(len(others), (), generator=draw)]
+    return [(*place.tolist(), side) for place in (fill, sky, other)]
+
+
+def told_apart(blends: dict[str, blending.Blends], *, seed: int = 0) -> dict[str, float]:
+    """Return how often a two-sample test (1 %) tells fill from sky, and sky from sky, in boxes of 6 px."""
+    found = {}
+    for fill, of_fill in blends.items():
+        draw, hits = torch.Generator().manual_seed(seed), []
+        for image, footprint in zip(of_fill.galaxies[:, 1], of_fill.footprints[:, 1], strict=True):
+            if boxes := boxes_of(image, footprint, draw):
+                pairs = ((boxes[0], boxes[1]), (boxes[1], boxes[2]))
+                tests = [phantom.background_histograms(image, pair).p_value for pair in pairs]
+                hits.append([test < 0.01 for test in tests])
+        rates = np.mean(hits, 0).tolist()
+        found[fill] = {"images": len(hits), "fill_from_sky": rates[0], "sky_from_sky": rates[1]}
+    return found
+
+
 def _warped(frame: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
     fill = blending.Perturbation(fill="noise")
     blends = blending.make_blends(frame, perturbation=fill, generator=draw, crop=240, size=80, partners=frame)
@@ -87,7 +124,7 @@ def planted(galaxies: torch.Tensor, *, seed: int = 0) -> dict:
     """Return how well the audit tells stamps with a planted frame from untouched ones."""
     blends = blending.make_blends(galaxies, generator=torch.Generator().manual_seed(seed))
     frame = 1 - blends.footprints[:, 1].float().mean((1, 2, 3)) >= 0.02
-    clean, faulty = (audit.audit(images).severity for images in (galaxies, blends.galaxies[frame, 1]))
+    clean, faulty = (audit(images).severity for images in (galaxies, blends.galaxies[frame, 1]))
     above = (faulty[:, None] > clean).float() + (faulty[:, None] == clean).float() / 2
     return {
         "images": len(galaxies),
@@ -100,7 +137,7 @@ def planted(galaxies: torch.Tensor, *, seed: int = 0) -> dict:
 
 def audited(folder: Path) -> dict:
     """Audit a folder as it lies there; names only of what is blank."""
-    report = audit.audit(folder)
+    report = audit(folder)
     return {
         "images": len(report.names),
         "counts": report.counts,

@@ -137,6 +137,8 @@ def judgement(gan: Gan, drawn: torch.Tensor, exam: Exam, fill: str) -> dict[str,
             "accuracy": float(((yes > 0).float().mean() + (no <= 0).float().mean()) / 2),
             "p_real": float(yes.sigmoid().mean()),
             "p_drawn": float(no.sigmoid().mean()),
+            "logit_real": float(yes.mean()),
+            "logit_drawn": float(no.mean()),
             "auc_apart": auc(real_apart[place, part], fake_apart[place, part]),
         }
     return found

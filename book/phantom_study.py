@@ -32,8 +32,8 @@ from galnb.losses import discriminator_bce
 FILLS, SEEDS = ("zeros", "reflect", "noise"), (0, 1, 2, 3, 4)
 RECORD = Path(__file__).parent / "records" / "09_phantom_boundary.json"
 EXAM_SEED = 2009
-JUDGES = (0.0, 0.1, 0.3, 1.0)  # part of the generator's error in what a judge must call drawn
-JUDGE_SEEDS, JUDGE_STEPS, JUDGE_BATCH, JUDGE_RATE = (0, 1, 2), 120, 8, 5e-4
+JUDGES = (0.0, 0.1, 1.0)  # part of the generator's error in what a judge must call drawn
+JUDGE_SEEDS, JUDGE_IMAGES, JUDGE_STEPS, JUDGE_BATCH, JUDGE_RATE = (0, 1, 2), 400, 120, 8, 5e-4
 
 
 def train_one(fill: str, seed: int, frames: torch.Tensor, folder: Path, preset: str = "laptop") -> Path:
@@ -56,23 +56,28 @@ def train_one(fill: str, seed: int, frames: torch.Tensor, folder: Path, preset: 
     return file
 
 
-def judge_pair(gan: Gan, frames: torch.Tensor, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return second galaxies filled with zeros; and with noise, plus `share` of the drawing's error."""
-    pair = phantom_measure.same_blends(frames, seed=seed, fills=("zeros", "noise"), crop=240, size=80)
+def judge_bank(gan: Gan, frames: torch.Tensor, seed: int) -> tuple[torch.Tensor, ...]:
+    """Return second galaxies (B, C, 80, 80) with zeros and with noise, and the errors of drawing them."""
+    chosen = torch.randperm(len(frames), generator=torch.Generator().manual_seed(seed))[:JUDGE_IMAGES]
+    pair = phantom_measure.same_blends(
+        frames[chosen], seed=1000 + seed, fills=("zeros", "noise"), crop=240, size=80
+    )
     real, clean = (pair[fill].galaxies[:, 1] for fill in ("zeros", "noise"))
-    error = deblender.deblend(gan, pair["noise"].blended)[:, 1] - clean if share else 0
-    return real, (clean + share * error).clamp(0, 1)
+    return real, clean, deblender.deblend(gan, pair["noise"].blended)[:, 1] - clean
 
 
-def train_judge(gan: Gan, frames: torch.Tensor, share: float, seed: int, steps: int = JUDGE_STEPS) -> Gan:
+def train_judge(gan: Gan, bank: tuple[torch.Tensor, ...], share: float, seed: int) -> Gan:
     """Train a fresh discriminator; real and drawn galaxies share each batch, and so its statistics."""
     judge = deblender.deblender(replace(gan.config, seed=1000 + seed)).discriminator.train()
     optimizer = torch.optim.Adam(judge.parameters(), lr=JUDGE_RATE)
     draw = torch.Generator().manual_seed(seed)
-    for step in range(steps):
-        chosen = torch.randint(len(frames), (JUDGE_BATCH,), generator=draw)
-        real, fake = judge_pair(gan, frames[chosen], share, seed * 100_003 + step)
-        real_logits, fake_logits = judge(gan.prepare(torch.cat([real, fake]))).chunk(2)
+    for _ in range(JUDGE_STEPS):
+        chosen = torch.randint(len(bank[0]), (JUDGE_BATCH,), generator=draw)
+        turn = int(torch.randint(8, (), generator=draw))
+        real, clean, error = (part[chosen] for part in bank)
+        images = torch.cat([real, (clean + share * error).clamp(0, 1)])
+        images = torch.rot90(images.flip(-1) if turn >= 4 else images, turn % 4, dims=(-2, -1))
+        real_logits, fake_logits = judge(gan.prepare(images)).chunk(2)
         optimizer.zero_grad()
         discriminator_bce(real_logits, fake_logits).backward()
         optimizer.step()
@@ -128,8 +133,17 @@ def rounded(values, digits: int = 4):
     return values
 
 
-def judge_of(gan: Gan, frames: torch.Tensor, exam: phantom_measure.Exam, share: float, seed: int) -> dict:
-    return measure_judge(train_judge(gan, frames, share, seed), exam, share)
+def judge_all(gan: Gan, frames: torch.Tensor, exam: phantom_measure.Exam, seed: int) -> dict[str, dict]:
+    """Train and measure the judges of one generator, one per share."""
+    bank = judge_bank(gan, frames, seed)
+    return {f"{share:g}": measure_judge(train_judge(gan, bank, share, seed), exam, share) for share in JUDGES}
+
+
+def with_frame_share(found: dict) -> dict:
+    """Add what part of the distance between real and drawn galaxies the frame makes up."""
+    moved, padded = found["probe"]["logit"], found["judgement"]["padded"]
+    apart = padded["logit_real"] - padded["logit_drawn"]
+    return found | {"frame_share": (moved["zeros"] - moved["noise"]) / apart if apart else None}
 
 
 def audits(galaxyzoo: Path, first: Path | None) -> dict:
@@ -143,7 +157,8 @@ def write_record(content: dict, **more) -> None:
     """Write the record: every run, and mean and interval over the seeds."""
     of_fill = {fill: [content["runs"][f"{fill}_{seed}"] for seed in SEEDS] for fill in FILLS}
     of_share = {
-        f"{share:g}": [content["judges"][f"{share:g}_{seed}"] for seed in JUDGE_SEEDS] for share in JUDGES
+        f"{share:g}": [with_frame_share(content["judges"][seed][f"{share:g}"]) for seed in JUDGE_SEEDS]
+        for share in JUDGES
     }
     record = {
         "date": datetime.date.today().isoformat(),
@@ -155,7 +170,7 @@ def write_record(content: dict, **more) -> None:
         **more,
         "fills_of_training": {fill: pool(found) for fill, found in of_fill.items()},
         "judges": {share: pool(found) for share, found in of_share.items()},
-        **{part: content[part] for part in ("fills", "audit", "runs")},
+        **{part: content[part] for part in ("boxes", "fills", "audit", "runs")},
     }
     checkpoints.write_atomically(RECORD, (json.dumps(rounded(record)) + "\n").encode())
 
@@ -180,12 +195,12 @@ def main() -> None:
             runs[f"{fill}_{seed}"] = stored(file.with_name("measured.json"), make)
     for seed in JUDGE_SEEDS:
         gan = checkpoints.load_checkpoint(chosen.out / f"zeros_{seed}" / "final.safetensors").gan
-        for share in JUDGES:
-            make = partial(judge_of, gan, frames, exam, share, seed)
-            judges[f"{share:g}_{seed}"] = stored(chosen.out / f"judge_{share:g}_{seed}.json", make)
+        make = partial(judge_all, gan, frames, exam, seed)
+        judges[seed] = stored(chosen.out / f"judges_{seed}.json", make)
     content = {
         "runs": runs,
         "judges": judges,
+        "boxes": stored(chosen.out / "boxes.json", partial(phantom_data.told_apart, exam.blends)),
         "fills": stored(chosen.out / "fills.json", partial(phantom_data.measure_fills, test)),
         "audit": stored(chosen.out / "audit.json", partial(audits, chosen.galaxyzoo, chosen.first)),
     }

@@ -116,17 +116,31 @@ def test_across_is_students_interval():
     assert phantom_study.pool([{"a": None}, {"a": 1.0}]) == {"a": None}
 
 
-def test_a_judge_learns_the_frame(gan, generator, monkeypatch):
+def test_a_judge_learns_the_frame(exam, gan, monkeypatch):
+    """All that its real and drawn galaxies differ in is the fill."""
+    monkeypatch.setattr(phantom_study, "JUDGE_STEPS", 60)
+    real, clean = (exam.blends[fill].galaxies[:, 1] for fill in ("zeros", "noise"))
+    judge = phantom_study.train_judge(gan, (real, clean, torch.ones_like(real)), 0.0, 0)
+    assert judge.generator is gan.generator and not judge.discriminator.training
+    assert phantom_measure.probe(judge, exam)["paired"]["zeros over noise"] > 0.8
+
+
+def test_a_bank_holds_the_error_of_the_drawing(generator, monkeypatch):
+    monkeypatch.setattr(phantom_study, "JUDGE_IMAGES", 3)
     small = deblender.deblender(deblender.DeblenderConfig(generator="unet", **TINY | {"size": 80}))
-    frames = torch.randint(20, 40, (6, 3, 424, 424), dtype=torch.uint8, generator=generator)
-    real, fake = phantom_study.judge_pair(small, frames, 0.0, 1)
-    assert real.shape == fake.shape == (6, 3, 80, 80)
-    differ = (real != fake).any(1).flatten(1).float().mean(1)
-    assert (differ > 0.02).any(), "only padded images differ"
-    monkeypatch.setattr(phantom_study, "JUDGE_BATCH", 2)
-    judge = phantom_study.train_judge(small, frames, 0.5, 0, steps=2)
-    assert judge.generator is small.generator and judge.discriminator is not small.discriminator
-    assert not judge.discriminator.training
+    frames = torch.randint(20, 40, (5, 3, 424, 424), dtype=torch.uint8, generator=generator)
+    real, clean, error = phantom_study.judge_bank(small, frames, 0)
+    assert real.shape == clean.shape == error.shape == (3, 3, 80, 80)
+    drawn = clean + error
+    assert drawn.min() > -1e-6 and drawn.max() < 1 + 1e-6 and error.abs().max() > 0
+
+
+def test_the_frame_share_is_a_part_of_the_distance():
+    found = {
+        "probe": {"logit": {"zeros": 3.0, "noise": 1.0}},
+        "judgement": {"padded": {"logit_real": 4.0, "logit_drawn": -4.0}},
+    }
+    assert phantom_study.with_frame_share(found)["frame_share"] == 0.25
 
 
 def test_training_is_not_repeated(tmp_path, generator, monkeypatch):
