@@ -129,8 +129,9 @@ def sweep(
                 _save(path, outcome)
             bar.update()
     if failed:
-        kept = f"the other {len(points) - len(failed)} are kept in {folder.name}"
-        raise RuntimeError("\n".join([f"{len(failed)} of {len(points)} points failed, {kept}:", *failed]))
+        text = f"{len(failed)} of {len(points)} points failed, the other {len(points) - len(failed)} are kept"
+        more = [f"  ... and {len(failed) - 5} more"] if len(failed) > 5 else []
+        raise RuntimeError("\n".join([f"{text} in {folder.name}:", *failed[:5], *more]))
     return [_row(path) for path in paths]
 
 
