@@ -194,6 +194,17 @@ def relevance(gan: Gan, exam: Exam, fill: str, *, firsts: int = 100) -> dict[str
     return found
 
 
+def on_zeros(gan: Gan, exam: Exam) -> dict[str, dict]:
+    """Measure the edge in maps of zero-filled images, whatever the network was trained with."""
+    padded, draw = exam.padding >= PADDED, torch.Generator().manual_seed(0)
+    images = exam.blends["zeros"].galaxies[padded, 1]
+    found = {}
+    for reading in ("paper", "sky"):
+        up, down = read_maps(gan, images, exam, reading)
+        found[reading] = edges({"positive": up, "negative": down}, exam.footprint[padded], draw)
+    return found
+
+
 def probe(gan: Gan, exam: Exam) -> dict[str, float]:
     """Return, for each pair of fills, how often the first scores higher on another padded image."""
     padded = exam.padding >= PADDED

@@ -111,15 +111,18 @@ def across(values: list[float]) -> list[float]:
 
 
 def pool(runs: list):
-    """Put mean and interval over the runs in the place of every number of equal dictionaries."""
-    one = runs[0]
-    if any(run is None for run in runs):
+    """Put mean and interval over the runs in the place of every number of equal dictionaries.
+
+    Runs that have no such number (an empty map has no contrast) are left out; None if fewer than two have.
+    """
+    known = [run for run in runs if run is not None]
+    if len(known) < 2:
         return None
-    if isinstance(one, dict):
-        return {key: pool([run[key] for run in runs]) for key in one}
-    if isinstance(one, list):
-        return [pool(list(values)) for values in zip(*runs, strict=True)]
-    return across(runs) if isinstance(one, int | float) else one
+    if isinstance(known[0], dict):
+        return {key: pool([run[key] for run in known]) for key in known[0]}
+    if isinstance(known[0], list):
+        return [pool(list(values)) for values in zip(*known, strict=True)]
+    return across(known)
 
 
 def rounded(values, digits: int = 4):
@@ -192,7 +195,11 @@ def main() -> None:
             file = train_one(fill, seed, frames, chosen.out)
             gan = checkpoints.load_checkpoint(file).gan
             make = partial(phantom_measure.measure, gan, exam, fill)
-            runs[f"{fill}_{seed}"] = stored(file.with_name("measured.json"), make)
+            runs[f"{fill}_{seed}"] = stored(file.with_name("measured.json"), make) | {
+                "on_zeros": stored(
+                    file.with_name("on_zeros.json"), partial(phantom_measure.on_zeros, gan, exam)
+                )
+            }
     for seed in JUDGE_SEEDS:
         gan = checkpoints.load_checkpoint(chosen.out / f"zeros_{seed}" / "final.safetensors").gan
         make = partial(judge_all, gan, frames, exam, seed)
@@ -204,4 +211,5 @@ def main() -> None:
         "fills": stored(chosen.out / "fills.json", partial(phantom_data.measure_fills, test)),
         "audit": stored(chosen.out / "audit.json", partial(audits, chosen.galaxyzoo, chosen.first)),
     }
-    write_record(content, padded=float((exam.padding >= phantom_measure.PADDED).sum()), images=len(test))
+    padded = exam.padding[exam.padding >= phantom_measure.PADDED]
+    write_record(content, padded=len(padded), area=float(padded.mean()), images=len(test))

@@ -101,6 +101,8 @@ def test_a_run_is_measured_whole_and_fits_json(exam, gan):
     assert set(found["relevance"]) == {"paper", "sky", "black"}
     contrast = found["relevance"]["paper"]["positive"]["contrast"]
     assert contrast[1] <= contrast[0] <= contrast[2]
+    again = phantom_measure.on_zeros(gan, exam)  # what was measured on zeros is found again
+    assert again["sky"]["positive"]["share_in_fill"] == found["relevance"]["sky"]["positive"]["share_in_fill"]
     pooled = phantom_study.pool([found, found])
     assert pooled["relevance"]["paper"]["positive"]["contrast"][0] == pytest.approx([contrast[0]] * 3)
 
@@ -114,6 +116,7 @@ def test_across_is_students_interval():
         and low == pytest.approx(6 - high)
     )
     assert phantom_study.pool([{"a": None}, {"a": 1.0}]) == {"a": None}
+    assert phantom_study.pool([{"a": 2}, {"a": None}, {"a": 2.0}]) == {"a": [2, 2, 2]}
 
 
 def test_a_judge_learns_the_frame(exam, gan, monkeypatch):
