@@ -315,7 +315,7 @@ EXPERIMENTS = {
         "gpu": Experiment(minutes=20, memory_gib=3, blends=300),
     },
     "10_radio_gan": {
-        "quick": Experiment(minutes=1, memory_gib=2, images=600),
+        "quick": Experiment(minutes=1, memory_gib=2, images=400),
         "laptop": Experiment(minutes=5, memory_gib=3),
         "gpu": Experiment(minutes=2, memory_gib=3),
     },
