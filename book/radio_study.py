@@ -16,7 +16,7 @@ the record `book/records/12_systematics.json`:
         which are best overall on the block)
     floors: {"block" | "test": {class: {median, low, high, count}}}: real training images take the
         generator's place
-    classifiers: [{fold, network, ratio, kind, accuracy, brier, "recall FRI", ...}] on the test images
+    classifiers: [{fold, network, ratio, accuracy, brier, "recall FRI", ...}] on the test images
     rates: [{network, learning_rate, seed, curve: [{step, loss, accuracy, brier}], roughness, best, last}]
 
 A score is the mean relative MAE of the three histograms, over as many generated images as there are real ones
@@ -38,7 +38,7 @@ from galnb.checkpoints import load_checkpoint, write_atomically
 from galnb.experiments import class_numbers
 
 RECORD = Path(__file__).parent / "records" / "12_systematics.json"
-FOLDS, SIZE, STEPS, STAGES = 5, 64, 600, 6
+FOLDS, SIZE, STEPS, STAGES = 5, 64, 300, 6
 KINDS = {"plain": 0.0, "smeared": 1.0}
 SHIPPED = presets.experiment("radio-plain", "laptop")
 MODEL = replace(SHIPPED.model, width=8)
@@ -49,8 +49,8 @@ TRAINING = replace(
 SMEARS = {"plain": {"none": 0.0, "after 0.5": 0.5, "after 1": 1.0}, "smeared": {"inside 1": 0.0}}
 DRAWN, DRAWS = 300, 200  # images per class and checkpoint; draws of as many of them as there are real ones
 RATIOS, WIDE = (0, 1, 2, 3), 92  # 92 px: no empty corner in a crop of 64 px after turning
-CLASSIFIER = classifiers.ClassifierConfig(steps=500, every=500)
-RATES, RATE_SEEDS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), (0, 1, 2)
+CLASSIFIER = classifiers.ClassifierConfig(steps=400, every=400)
+RATES, RATE_SEEDS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), (0, 1)
 
 
 def deal(labels: torch.Tensor, *, folds: int = FOLDS) -> torch.Tensor:
@@ -134,7 +134,7 @@ def score_smear(point: dict) -> dict:
     mixed = [fresh[old, label].flatten(0, 1) for label in range(len(mine))]
     steps = [load_checkpoint(files[number]).step for number in new.tolist()]
     return {
-        "chosen": by_class(steps),
+        "chosen": dict(zip(images.RADIO_CLASSES, steps, strict=True)),
         "block": by_class(scores.min(0).values),
         "test": by_class(score_classes(mine, *first("test"))),
         "test_old": by_class(score_classes(mixed, *first("test"))),
@@ -147,13 +147,13 @@ def classify(point: dict) -> dict:
     keep = deal(labels) != fold
     pixels, labels = pixels[keep], labels[keep]
     if point["ratio"]:
-        files = checkpoints(point["out"], point["kind"], fold)
+        files = checkpoints(point["out"], "plain", fold)
         steps = {load_checkpoint(file).step: file for file in files}
         generator = torch.Generator().manual_seed(fold)
         wanted = classifiers.balanced_counts(labels, point["ratio"]).tolist()
         parts = [
             radio.generate(
-                load_checkpoint(steps[int(point["chosen"][name])]).gan, torch.full((number,), label),
+                load_checkpoint(steps[point["chosen"][name]]).gan, torch.full((number,), label),
                 generator=generator,
             )
             for label, (name, number) in enumerate(zip(images.RADIO_CLASSES, wanted, strict=True))
@@ -211,12 +211,11 @@ def measure(out: Path) -> dict:
         {"out": str(out), "fold": fold, "kind": kind, "smear": smear} for fold in done for kind, smear in ways
     ]
     generators = sweeps.sweep(score_smear, points, folder=out / "scores", workers=1)
-    chosen = {(row["fold"], row["kind"], row["smear"]): row["chosen"] for row in generators}
-    jobs = [(ratio, "plain", "none") for ratio in RATIOS] + [(2, "smeared", "inside 1")]
+    chosen = {row["fold"]: row["chosen"] for row in generators if row["smear"] == "none"}
     points = [
-        {"out": str(out), "fold": fold, "network": network, "ratio": ratio, "kind": kind if ratio else "none",
-         "chosen": chosen[fold, kind, smear] if ratio else {}}
-        for fold in done for network in classifiers.CLASSIFIERS for ratio, kind, smear in jobs
+        {"out": str(out), "fold": fold, "network": network, "ratio": ratio,
+         "chosen": chosen[fold] if ratio else {}}
+        for fold in done for network in classifiers.CLASSIFIERS for ratio in RATIOS
     ]  # fmt: skip
     classified = sweeps.sweep(classify, points, folder=out / "classifiers", workers=1)
     grid = {"network": list(classifiers.CLASSIFIERS), "learning_rate": list(RATES), "seed": list(RATE_SEEDS)}

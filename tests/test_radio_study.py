@@ -1,0 +1,35 @@
+"""The study of five folds: blocks are fair and disjoint, scores compare equal numbers of images."""
+
+import torch
+
+from book import radio_study
+
+
+def test_blocks_hold_a_fifth_of_each_class_and_never_change():
+    labels = torch.repeat_interleave(torch.arange(4), torch.tensor([395, 824, 291, 248]))  # FIRST, training
+    block = radio_study.deal(labels)
+    counts = torch.stack([torch.bincount(labels[block == fold], minlength=4) for fold in range(5)])
+    assert counts.sum(0).tolist() == [395, 824, 291, 248]
+    assert (counts.max(0).values - counts.min(0).values).max() <= 1
+    assert torch.equal(block, radio_study.deal(labels))
+    mixed = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    assert (radio_study.deal(labels[mixed]) != block[mixed]).any(), "dealt by place, not by class alone"
+
+
+def test_perfect_generator_scores_as_real_images_do():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(400, 1, 64, 64, generator=generator) ** 12
+    images[images < 0.2] = 0
+    labels = torch.arange(400) % 4
+    counted = [radio_study.smearing.image_counts(images[labels == label][:60]) for label in range(4)]
+    same = radio_study.score_classes(counted, images[300:], labels[300:])
+    dark = radio_study.score_classes(
+        [counts * 0 + counted[0][:1] for counts in counted], images[300:], labels[300:]
+    )
+    assert same.shape == (4,) and (same < dark).all()
+
+
+def test_every_way_to_smear_belongs_to_a_kind():
+    assert set(radio_study.SMEARS) == set(radio_study.KINDS)
+    assert radio_study.TRAINING.stages[-1] == (f"step{radio_study.STEPS}", 1.0)
+    assert radio_study.by_class([1, 2, 3, 0.123456]) == {"FRI": 1, "FRII": 2, "Compact": 3, "Bent": 0.12346}
