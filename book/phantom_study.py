@@ -213,3 +213,7 @@ def main() -> None:
     }
     padded = exam.padding[exam.padding >= phantom_measure.PADDED]
     write_record(content, padded=len(padded), area=float(padded.mean()), images=len(test))
+
+
+if __name__ == "__main__":
+    main()
