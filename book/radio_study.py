@@ -153,10 +153,9 @@ def classify(point: dict) -> dict:
         wanted = classifiers.balanced_counts(labels, point["ratio"]).tolist()
         parts = [
             radio.generate(
-                load_checkpoint(steps[point["chosen"][name]]).gan, torch.full((number,), label),
-                generator=generator,
+                load_checkpoint(steps[int(step)]).gan, torch.full((number,), label), generator=generator
             )
-            for label, (name, number) in enumerate(zip(images.RADIO_CLASSES, wanted, strict=True))
+            for label, (step, number) in enumerate(zip(point["steps"].split(), wanted, strict=True))
         ]  # fmt: skip
         edge = (WIDE - SIZE) // 2
         pixels = torch.cat([pixels, torch.nn.functional.pad(torch.cat(parts), (edge,) * 4)])
@@ -211,10 +210,10 @@ def measure(out: Path) -> dict:
         {"out": str(out), "fold": fold, "kind": kind, "smear": smear} for fold in done for kind, smear in ways
     ]
     generators = sweeps.sweep(score_smear, points, folder=out / "scores", workers=1)
-    chosen = {row["fold"]: row["chosen"] for row in generators if row["smear"] == "none"}
+    chosen = {row["fold"]: row["chosen"].values() for row in generators if row["smear"] == "none"}
     points = [
         {"out": str(out), "fold": fold, "network": network, "ratio": ratio,
-         "chosen": chosen[fold] if ratio else {}}
+         "steps": " ".join(map(str, chosen[fold])) if ratio else ""}
         for fold in done for network in classifiers.CLASSIFIERS for ratio in RATIOS
     ]  # fmt: skip
     classified = sweeps.sweep(classify, points, folder=out / "classifiers", workers=1)
@@ -231,7 +230,7 @@ def measure(out: Path) -> dict:
         ],
         "generators": [{k: v for k, v in row.items() if k not in hide} for row in generators],
         "floors": floors(),
-        "classifiers": [{k: v for k, v in row.items() if k not in hide | {"chosen"}} for row in classified],
+        "classifiers": [{k: v for k, v in row.items() if k not in hide | {"steps"}} for row in classified],
         "rates": rates,
     }
 

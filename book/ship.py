@@ -79,10 +79,10 @@ def write_index() -> None:
     lines = [
         "# Shipped weights",
         "",
-        "Written by `python -m book.ship`. Half precision; each file holds both networks and the config that",
-        "rebuilds them. Deblenders: trained on Galaxy Zoo images (SDSS; the last 300 by name never used), most",
-        "also on Hubble stamps from scikit-image. Radio: trained on the training split of the FIRST images in",
-        "firstgalaxydata. No image is in here. Stages of a run: `NAME@STAGE`, the last one `NAME`.",
+        "Written by `python -m book.ship`. Half precision; each file holds both networks and the config",
+        "that rebuilds them. Deblenders: trained on Galaxy Zoo images (SDSS; the last 300 by name never",
+        "used), most also on Hubble stamps from scikit-image. Radio: trained on the training split of the",
+        "FIRST images in firstgalaxydata. No image is in here. Stages: `NAME@STAGE`, the last one `NAME`.",
         "",
     ]
     for name, about in cards.items():
