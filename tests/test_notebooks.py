@@ -194,7 +194,7 @@ KEY_NUMBERS = [
     ("10_radio_gan", "ratio_to_floor/Compact/0", 0.6, 1.5, "the aim, fixed weights"),
     ("10_radio_gan", "ratio_to_floor/Bent/0", 0.7, 1.5, "the aim, fixed weights"),
     ("11_smearing", "largest_tilt_after", 0, 3, "degrees; one interpolation moves an axis a little"),
-    ("11_smearing", "nearest_light", 0, 0.4, "the finding: nearly empty pairs"),
+    ("11_smearing", "nearest_light", 0, 0.7, "the finding: dim pairs; fixed weights and images"),
     ("11_smearing", "least_active/FRI", 80, 80, "a quantile of fixed images"),
     ("11_smearing", "kernel_difference", 0, 1e-7, "float32 against float64"),
     ("11_smearing", "width_3_sigma_2", 0.797, 0.799, "a formula"),
