@@ -17,6 +17,8 @@ the record `book/records/12_systematics.json`:
     floors: {"block" | "test": {class: {median, low, high, count}}}: real training images take the
         generator's place
     classifiers: [{fold, network, ratio, accuracy, brier, "recall FRI", ...}] on the test images
+    shipped: [{network, ratio, seed, accuracy, brier, ...}]: the same with the whole training split and the
+        images of `radio-plain`, which was trained six times as long
     rates: [{network, learning_rate, seed, curve: [{step, loss, accuracy, brier}], roughness, best, last}]
 
 A score is the mean relative MAE of the three histograms, over as many generated images as there are real ones
@@ -165,6 +167,22 @@ def classify(point: dict) -> dict:
     return classifiers.scores(network, *first("test"))
 
 
+def classify_shipped(point: dict) -> dict:
+    """Train a classifier on the whole training split and on images of the longest training there is."""
+    pixels, labels = first("train", WIDE)
+    wanted = classifiers.balanced_counts(labels, point["ratio"])
+    drawn = torch.arange(len(wanted)).repeat_interleave(wanted)
+    gan, generator = load_checkpoint("radio-plain").gan, torch.Generator().manual_seed(point["seed"])
+    made = radio.generate(gan, drawn, generator=generator)
+    edge = (WIDE - SIZE) // 2
+    pixels = torch.cat([pixels, torch.nn.functional.pad(made, (edge,) * 4)])
+    config = replace(CLASSIFIER, network=point["network"], seed=point["seed"], balanced=not point["ratio"])
+    network, _ = classifiers.train_classifier(
+        pixels, torch.cat([labels, drawn]), first("valid"), config, size=SIZE
+    )
+    return classifiers.scores(network, *first("test"))
+
+
 def scan(point: dict) -> dict:
     """Train a classifier at one learning rate and keep its curve on the validation images."""
     rate, seed = point["learning_rate"], point["seed"]
@@ -219,6 +237,8 @@ def measure(out: Path) -> dict:
     classified = sweeps.sweep(classify, points, folder=out / "classifiers", workers=1)
     grid = {"network": list(classifiers.CLASSIFIERS), "learning_rate": list(RATES), "seed": list(RATE_SEEDS)}
     rates = sweeps.sweep(scan, grid, folder=out / "rates", workers=1)
+    grid = {"network": list(classifiers.CLASSIFIERS), "ratio": list(RATIOS[:3]), "seed": [0, 1, 2]}
+    shipped = sweeps.sweep(classify_shipped, grid, folder=out / "shipped", workers=1)
     _, labels = first("train")
     blocks = [labels[deal(labels) == fold] for fold in done]
     counted = [torch.bincount(block, minlength=4) for block in blocks]
@@ -231,6 +251,7 @@ def measure(out: Path) -> dict:
         "generators": [{k: v for k, v in row.items() if k not in hide} for row in generators],
         "floors": floors(),
         "classifiers": [{k: v for k, v in row.items() if k not in hide | {"steps"}} for row in classified],
+        "shipped": shipped,
         "rates": rates,
     }
 

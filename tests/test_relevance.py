@@ -416,10 +416,11 @@ def test_conservation_in_shipped_discriminators(name):
             gan.discriminator(torch.zeros(1, channels, side, side))
     except TypeError:
         pytest.skip(f"the discriminator of {name} takes more than images")
-    found = polarized_relevance(gan.discriminator, draw(2, channels, side, side).float())
+    # float64: rounding must not hide a leak, nor pass for one
+    found = polarized_relevance(gan.discriminator.double(), draw(2, channels, side, side))
     # A map is empty when the last layer has no contribution of its sign; what enters it is lost, and named.
     arrived = torch.stack([found.positive.sum((1, 2, 3)), found.negative.sum((1, 2, 3))], 1)
-    assert ((found.leak.abs() <= 1e-5) | (arrived == 0)).all(), found.leak
+    assert ((found.leak.abs() <= 1e-9) | (arrived == 0)).all(), found.leak
 
 
 def test_residual_sum_does_not_double():
