@@ -1,7 +1,6 @@
 """`make_blends` against a loop over `skimage.transform.warp` that makes the same blends and footprints."""
 
 import statistics
-import time
 from functools import partial
 
 import numpy as np
@@ -10,6 +9,7 @@ from skimage.measure import block_reduce
 from skimage.transform import AffineTransform, warp
 from torch.nn import functional
 
+from benchmarks import seconds_of_pair
 from galnb import blending
 
 BATCH = 256
@@ -37,7 +37,7 @@ def main() -> str:
         (galaxies, covered), (slow_galaxies, slow_covered) = [run() for run in runs]
         difference = np.abs(galaxies - slow_galaxies).max()
         alike = (covered == slow_covered).mean()
-        seconds = np.array([_pair(runs, turn % 2 == 1) for turn in range(pairs)])
+        seconds = np.array([seconds_of_pair(runs, turn % 2 == 1) for turn in range(pairs)])
         ratios = seconds[:, 1] / seconds[:, 0]
         ours, loop = (statistics.median(column) * 1e3 for column in seconds.T)
         rows.append(
@@ -59,7 +59,7 @@ def _floor() -> str:
         functional.grid_sample(images[others], grid, align_corners=False)
 
     runs = [sampling, partial(_loop, frames, others, shift, matrix, 80, 80, False)]
-    seconds = np.array([_pair(runs, turn % 2 == 1) for turn in range(16)])[1:]
+    seconds = np.array([seconds_of_pair(runs, turn % 2 == 1) for turn in range(16)])[1:]
     ratios = seconds[:, 1] / seconds[:, 0]
     return (
         f"Sampling alone at 80 px, no blend or footprint: {1e3 * np.median(seconds[:, 0]):.0f} ms, "
@@ -113,16 +113,6 @@ def _loop(frames, others, shift, matrix, crop, size, whole):
         footprints.append(covered > 0.999)
         blended.append(np.maximum(first, second))
     return np.stack(galaxies), np.stack(footprints)
-
-
-def _pair(runs, swap):
-    """Seconds of both runs, in their order or the other one."""
-    seconds = [0.0, 0.0]
-    for index in (1, 0) if swap else (0, 1):
-        started = time.perf_counter()
-        runs[index]()
-        seconds[index] = time.perf_counter() - started
-    return seconds
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import torch
 
+from benchmarks import seconds_of_pair
 from galnb import smearing
 from galnb.checkpoints import save_checkpoint
 from galnb.experiments import class_numbers
@@ -48,7 +49,7 @@ def _against_the_loop(what, images, goal):
     runs = [lambda: smearing.histograms(images), lambda: _loop(images.numpy())]
     ours, theirs = (run() for run in runs)
     difference = max(np.abs(a.numpy() - b).max() for a, b in zip(ours.values(), theirs, strict=True))
-    seconds = np.array([_pair(runs, turn % 2 == 1) for turn in range(PAIRS)])
+    seconds = np.array([seconds_of_pair(runs, turn % 2 == 1) for turn in range(PAIRS)])
     ratios = seconds[:, 1] / seconds[:, 0]
     ours, loop = (statistics.median(column) for column in seconds.T)
     return (
@@ -87,16 +88,6 @@ def _row(what, run, goal):
     started = time.perf_counter()
     run()
     return f"| {what} | {time.perf_counter() - started:.2f} s | {goal} |"
-
-
-def _pair(runs, swap):
-    """Seconds of both runs, in their order or the other one."""
-    seconds = [0.0, 0.0]
-    for index in (1, 0) if swap else (0, 1):
-        started = time.perf_counter()
-        runs[index]()
-        seconds[index] = time.perf_counter() - started
-    return seconds
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ SHIPPED = presets.experiment("radio-plain", "laptop")
 MODEL = replace(SHIPPED.model, width=8)
 TRAINING = replace(
     SHIPPED.training, steps=STEPS, save_every=STEPS // STAGES, device="cpu",
-    stages=tuple((f"step{STEPS * part // STAGES}", part / STAGES) for part in range(1, STAGES + 1)),
+    stages=presets._every(STEPS, STAGES),
 )  # fmt: skip
 SMEARS = {"plain": {"none": 0.0, "after 0.5": 0.5, "after 1": 1.0}, "smeared": {"inside 1": 0.0}}
 DRAWN, DRAWS = 300, 200  # images per class and checkpoint; draws of as many of them as there are real ones
@@ -143,44 +143,39 @@ def score_smear(point: dict) -> dict:
     }
 
 
+def train_and_score(real: tuple, made: torch.Tensor, drawn: torch.Tensor, *, network: str, seed: int) -> dict:
+    """Train a classifier on real and generated images (classes `drawn`); score it on the test images."""
+    edge = (WIDE - SIZE) // 2
+    pixels = torch.cat([real[0], torch.nn.functional.pad(made, (edge,) * 4)])
+    config = replace(CLASSIFIER, network=network, seed=seed, balanced=not len(drawn))
+    trained, _ = classifiers.train_classifier(
+        pixels, torch.cat([real[1], drawn]), first("valid"), config, size=SIZE
+    )
+    return classifiers.scores(trained, *first("test"))
+
+
 def classify(point: dict) -> dict:
-    """Train a classifier on the four blocks and on generated images; score it on the test images."""
+    """Train a classifier on the four blocks and on what their generator draws, and score it."""
     (pixels, labels), fold = first("train", WIDE), point["fold"]
     keep = deal(labels) != fold
-    pixels, labels = pixels[keep], labels[keep]
-    if point["ratio"]:
-        files = checkpoints(point["out"], "plain", fold)
-        steps = {load_checkpoint(file).step: file for file in files}
-        generator = torch.Generator().manual_seed(fold)
-        wanted = classifiers.balanced_counts(labels, point["ratio"]).tolist()
-        parts = [
-            radio.generate(
-                load_checkpoint(steps[int(step)]).gan, torch.full((number,), label), generator=generator
-            )
-            for label, (step, number) in enumerate(zip(point["steps"].split(), wanted, strict=True))
-        ]  # fmt: skip
-        edge = (WIDE - SIZE) // 2
-        pixels = torch.cat([pixels, torch.nn.functional.pad(torch.cat(parts), (edge,) * 4)])
-        labels = torch.cat([labels, torch.arange(len(wanted)).repeat_interleave(torch.tensor(wanted))])
-    config = replace(CLASSIFIER, network=point["network"], seed=fold, balanced=not point["ratio"])
-    network, _ = classifiers.train_classifier(pixels, labels, first("valid"), config, size=SIZE)
-    return classifiers.scores(network, *first("test"))
+    real = pixels[keep], labels[keep]
+    wanted = classifiers.balanced_counts(real[1], point["ratio"])
+    made, generator = [torch.empty(0, 1, SIZE, SIZE)], torch.Generator().manual_seed(fold)
+    for label, step in enumerate(point["steps"].split()):  # no steps: real images alone
+        gan = load_checkpoint(Path(point["out"]) / f"plain_{fold}" / f"step{step}.safetensors").gan
+        made.append(radio.generate(gan, torch.full((int(wanted[label]),), label), generator=generator))
+    drawn = torch.arange(len(wanted)).repeat_interleave(wanted)
+    return train_and_score(real, torch.cat(made), drawn, network=point["network"], seed=fold)
 
 
 def classify_shipped(point: dict) -> dict:
     """Train a classifier on the whole training split and on images of the longest training there is."""
-    pixels, labels = first("train", WIDE)
-    wanted = classifiers.balanced_counts(labels, point["ratio"])
+    real, seed = first("train", WIDE), point["seed"]
+    wanted = classifiers.balanced_counts(real[1], point["ratio"])
     drawn = torch.arange(len(wanted)).repeat_interleave(wanted)
-    gan, generator = load_checkpoint("radio-plain").gan, torch.Generator().manual_seed(point["seed"])
+    gan, generator = load_checkpoint("radio-plain").gan, torch.Generator().manual_seed(seed)
     made = radio.generate(gan, drawn, generator=generator)
-    edge = (WIDE - SIZE) // 2
-    pixels = torch.cat([pixels, torch.nn.functional.pad(made, (edge,) * 4)])
-    config = replace(CLASSIFIER, network=point["network"], seed=point["seed"], balanced=not point["ratio"])
-    network, _ = classifiers.train_classifier(
-        pixels, torch.cat([labels, drawn]), first("valid"), config, size=SIZE
-    )
-    return classifiers.scores(network, *first("test"))
+    return train_and_score(real, made, drawn, network=point["network"], seed=seed)
 
 
 def scan(point: dict) -> dict:

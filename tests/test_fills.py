@@ -7,6 +7,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torch.nn import functional as F
 
+from book.phantom_data import sky_of_the_border
 from galnb.fills import fill_noise, fill_reflect, fill_zeros, restore_noise, sky_noise, sky_tile
 
 
@@ -90,21 +91,6 @@ def test_images_too_small_for_a_sky_are_refused(generator):
         restore_noise(torch.rand(2, 3, 40, 40), torch.rand(2, 1, 40, 40), generator=generator)
     with pytest.raises(ValueError, match=r"\(16, 40\) px, noise fill needs at least 32 x 32"):
         sky_tile(torch.rand(2, 3, 16, 40, generator=generator), generator=generator)
-
-
-def sky_of_the_border(frames, width=53):
-    """Mask (K, 1, H, W): border without sources, which are 3 sigma above the sky in means of 9 x 9 px."""
-    smooth = F.avg_pool2d(frames.mean(1, keepdim=True), 9, 1, 4, count_include_pad=False)
-    border = torch.ones_like(smooth, dtype=torch.bool)
-    border[..., width:-width, width:-width] = False
-    for frame, edge in zip(smooth, border, strict=True):
-        kept = frame[edge]
-        for _ in range(5):
-            level = kept.median()
-            spread = 1.4826 * (kept - level).abs().median()
-            kept = kept[kept < level + 3 * spread]
-        edge &= F.max_pool2d((frame > level + 3 * spread).float(), 9, 1, 4) == 0
-    return border
 
 
 def test_noise_passes_for_the_sky_of_galaxy_zoo(galaxy_zoo_folder, generator):
