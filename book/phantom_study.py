@@ -76,7 +76,7 @@ def train_judge(gan: Gan, bank: tuple[torch.Tensor, ...], share: float, seed: in
         turn = int(torch.randint(8, (), generator=draw))
         real, clean, error = (part[chosen] for part in bank)
         images = torch.cat([real, (clean + share * error).clamp(0, 1)])
-        real_logits, fake_logits = judge(gan.prepare(batches._turned(images, turn))).chunk(2)
+        real_logits, fake_logits = judge(gan.prepare(batches.turned(images, turn))).chunk(2)
         optimizer.zero_grad()
         discriminator_bce(real_logits, fake_logits).backward()
         optimizer.step()

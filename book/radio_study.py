@@ -46,7 +46,7 @@ SHIPPED = presets.experiment("radio-plain", "laptop")
 MODEL = replace(SHIPPED.model, width=8)
 TRAINING = replace(
     SHIPPED.training, steps=STEPS, save_every=STEPS // STAGES, device="cpu",
-    stages=presets._every(STEPS, STAGES),
+    stages=presets.every(STEPS, STAGES),
 )  # fmt: skip
 SMEARS = {"plain": {"none": 0.0, "after 0.5": 0.5, "after 1": 1.0}, "smeared": {"inside 1": 0.0}}
 DRAWN, DRAWS = 300, 200  # images per class and checkpoint; draws of as many of them as there are real ones

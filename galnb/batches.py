@@ -77,7 +77,7 @@ def blend_batches(
             partners=pick(images, generator, max(batch_size, count)),
         )
         turn = int(torch.randint(8, (), generator=generator))
-        return {"blended": _turned(blends.blended, turn), "galaxies": _turned(blends.galaxies, turn)}
+        return {"blended": turned(blends.blended, turn), "galaxies": turned(blends.galaxies, turn)}
 
     return batches
 
@@ -95,7 +95,11 @@ def mix_batches(*sources: Callable[[int], Batch]) -> Callable[[int], Batch]:
     return batches
 
 
-def _turned(images: torch.Tensor, turn: int) -> torch.Tensor:
+def turned(images: torch.Tensor, turn: int) -> torch.Tensor:
+    """Apply symmetry `turn`, 0 to 7, of the square: quarter turns, from 4 on mirrored first.
+
+    Chapter: The deblender GAN
+    """
     return torch.rot90(images.flip(-1) if turn >= 4 else images, turn % 4, dims=(-2, -1)).contiguous()
 
 
@@ -150,5 +154,48 @@ def labelled_batches(
         grid = F.affine_grid(turn, [batch_size, images.shape[1], size, size], align_corners=False)
         turned = F.grid_sample(images[chosen], grid, mode="nearest", align_corners=False)
         return {"images": turned, "labels": labels[chosen]}
+
+    return batches
+
+
+def image_batches(images: torch.Tensor, *, batch_size: int, seed: int) -> Callable[[int], Batch]:
+    """Draw images, each turned and mirrored by a random symmetry of the square.
+
+    Parameters
+    ----------
+    images : torch.Tensor, shape (B, C, H, H)
+        In [0, 1], square.
+    batch_size : int
+        Images per batch, drawn with replacement.
+    seed : int
+        Batch `index` is drawn by a generator seeded with both.
+
+    Returns
+    -------
+    callable
+        ``batches(index)`` -> dict with ``"images"`` (batch, C, H, H).
+
+    Raises
+    ------
+    ValueError
+        If images are no square images in [0, 1], or the batch size is not positive.
+
+    Notes
+    -----
+    No pixel is resampled, so noise keeps its grain. Chapter: New galaxies
+    """
+    check_images(images)
+    if batch_size < 1 or images.shape[-1] != images.shape[-2]:
+        raise ValueError(
+            f"batch_size {batch_size}, images {tuple(images.shape)}: expected at least 1, and squares"
+        )
+
+    def batches(index: int) -> Batch:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        chosen = torch.randint(len(images), (batch_size,), generator=generator).tolist()
+        turns = torch.randint(8, (batch_size,), generator=generator).tolist()
+        return {
+            "images": torch.stack([turned(images[i], turn) for i, turn in zip(chosen, turns, strict=True)])
+        }
 
     return batches

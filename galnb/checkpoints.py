@@ -17,7 +17,9 @@ FORMAT = "galnb-1"
 # module, config class and builder of each GAN; imported when asked for
 GANS = {
     "deblender": ("galnb.deblender", "DeblenderConfig", "deblender"),
+    "lightweight": ("galnb.lightweight", "LightweightConfig", "lightweight"),
     "radio": ("galnb.radio", "RadioConfig", "radio"),
+    "vanilla": ("galnb.vanilla", "VanillaConfig", "vanilla"),
 }
 WEIGHTS = Path(__file__).parent / "weights"
 

@@ -46,6 +46,18 @@ class Concat(nn.Module):
         return torch.cat(tensors, dim=1)
 
 
+class Multiply(nn.Module):
+    """Scale a signal by a gate of the same or a smaller, broadcast shape.
+
+    As a module it has a rule: relevance stays with the signal, the gate counts as a constant.
+
+    Chapter: New galaxies
+    """
+
+    def forward(self, signal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return signal * gate
+
+
 class ResidualBlock(nn.Module):
     """Add to the input two 3x3 convolutions of it: conv, norm, activation, conv, norm, then the sum.
 

@@ -37,6 +37,35 @@ def generator_bce(fake_logits: torch.Tensor) -> torch.Tensor:
     return functional.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
 
 
+def discriminator_hinge(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Tensor:
+    """Ask for scores above 1 on real images and below -1 on generated ones; what is beyond counts no more.
+
+    Parameters
+    ----------
+    real_scores, fake_scores : torch.Tensor
+        Scores of any shape; **high means real**, as everywhere in this book.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar >= 0; 2 when the discriminator answers 0 to everything.
+
+    Notes
+    -----
+    E max(0, 1 - D(x)) + E max(0, 1 + D(G)) (Lim & Ye 2017). The package ``lightweight-gan`` has the opposite
+    sign, where low means real. Chapter: New galaxies
+    """
+    return functional.relu(1 - real_scores).mean() + functional.relu(1 + fake_scores).mean()
+
+
+def generator_hinge(fake_scores: torch.Tensor) -> torch.Tensor:
+    """Ask for high scores on generated images: - E D(G).
+
+    Chapter: New galaxies
+    """
+    return -fake_scores.mean()
+
+
 def per_image_mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Average squared differences over one image.
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from galnb.deblender import Gate
-from galnb.layers import Add, Concat
+from galnb.layers import Add, Concat, Multiply
 from galnb.rules import Layer
 
 Operator = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -34,6 +34,14 @@ def share_glu(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tupl
     return (torch.cat([relevance, torch.zeros_like(relevance)], axis),)
 
 
+def share_signal(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Give all to the signal and nothing to the second input, the gate that scales it.
+
+    Chapter: New galaxies
+    """
+    return relevance, relevance.new_zeros(*relevance.shape[:1], *inputs[1].shape)
+
+
 # How relevance crosses each type of layer: by the rule ("weights", and "sum" for averages without weights),
 # unchanged ("pass" for functions of one number, "norm" with its statistics as constants), along the copies
 # ("copy"), or by a function (module, inputs, relevance) -> one relevance per input, axes (map, image, ...).
@@ -48,6 +56,7 @@ LAYERS: dict[type[nn.Module], Role] = {
     **dict.fromkeys((nn.PixelShuffle, nn.PixelUnshuffle, nn.MaxPool2d, nn.AdaptiveMaxPool2d), "copy"),
     **dict.fromkeys((nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingNearest2d), "copy"),
     nn.GLU: share_glu,
+    Multiply: share_signal,
     Gate: share_gate,
 }
 # Nodes of the autograd graph that only move or copy numbers: their gradient is the relevance.

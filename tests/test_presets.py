@@ -8,7 +8,7 @@ import pytest
 from galnb.blending import BLEND_RULES, FILLS
 from galnb.deblender import DeblenderConfig
 from galnb.experiments import TRAINABLE
-from galnb.presets import EXPERIMENTS, PRESETS, DeblenderExperiment, RadioExperiment, experiment
+from galnb.presets import EXPERIMENTS, PRESETS, DeblenderExperiment, GanExperiment, experiment
 from galnb.training import TrainingConfig
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -23,7 +23,7 @@ def test_every_experiment_is_complete_and_frozen(name, preset):
         chosen.minutes = 0
     if isinstance(chosen, DeblenderExperiment):
         assert chosen.rule in BLEND_RULES and chosen.fill in FILLS
-    if isinstance(chosen, (DeblenderExperiment, RadioExperiment)):
+    if isinstance(chosen, (DeblenderExperiment, GanExperiment)):
         assert chosen.training.burn_in < chosen.training.steps
         assert chosen.training.warmup < chosen.training.steps
         # a paper-sized resume point takes 0.25 GB: not a thousand times
