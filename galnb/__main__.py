@@ -160,19 +160,18 @@ def train(
 
     Chapter: The deblender GAN
     """
-    from galnb.experiments import TRAINABLE, run_deblender, run_radio
+    from galnb.experiments import TRAINABLE
 
     target = folder or f"runs/{what}"
-    common = {"folder": target, "steps": steps, "resume": resume}
+    given = {"data": data, "features": features, "start": start}
+    given = {option: value for option, value in given.items() if value}
     try:
-        if not TRAINABLE.get(what, "").startswith("radio"):
-            history = run_deblender(
-                what, preset, data=data or "hubble", features=features, start=start, **common
-            )
-        elif data or features or start:
-            raise ValueError(f"{what} trains on FIRST alone; leave out --data, --features and --start")
-        else:
-            history = run_radio(what, preset, **common)
+        if what not in TRAINABLE:
+            raise ValueError(f"{what!r} cannot be trained; known are {', '.join(TRAINABLE)}")
+        entry = TRAINABLE[what]
+        if extra := [f"--{option}" for option in given if option not in entry.options]:
+            raise ValueError(f"{what} takes no {' and no '.join(extra)}; leave that out")
+        history = entry.run(what, preset, folder=target, steps=steps, resume=resume, **given)
     except (ValueError, FileNotFoundError, FloatingPointError, ModuleNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -296,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("check", help="see that everything works here (about 10 seconds)")
     training = commands.add_parser("train", help="train a GAN without a notebook")
     training.add_argument(
-        "what", help="deblender (the paper's), deblender-bounded, ...-sum, radio-plain, ...-smeared"
+        "what", help="deblender (the paper's), deblender-bounded, ...-sum, lightweight-64, radio-plain, ...-smeared"
     )
     training.add_argument("--preset", default="laptop", help="quick, laptop or gpu (default: laptop)")
     training.add_argument("--data", default="", help="hubble, galaxyzoo:FOLDER or both with a comma")

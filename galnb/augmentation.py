@@ -68,7 +68,7 @@ def rotate_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """
     if images.ndim != 4 or images.shape[1] != 3 or turns.shape != (len(images),):
         raise ValueError(
-            f"images {tuple(images.shape)} and turns {tuple(turns.shape)}: expected (B, 3, H, W), because only "
+            f"images {tuple(images.shape)} and turns {tuple(turns.shape)}: expected (B, 3, H, W), since only "
             "RGB has a hue, and (B,)"
         )
     red, green, blue = images.unbind(1)

@@ -1,33 +1,22 @@
 """Run a named experiment from data to checkpoints, for machines without a notebook."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from galnb import images
-from galnb.batches import blend_batches, labelled_batches, mix_batches
+from galnb.batches import blend_batches, image_batches, labelled_batches, mix_batches
 from galnb.blending import Perturbation
 from galnb.checkpoints import load_checkpoint
 from galnb.deblender import deblender
 from galnb.features import feature_network
 from galnb.gan import Batch, Gan
+from galnb.lightweight import lightweight
 from galnb.presets import DeblenderExperiment, experiment
 from galnb.radio import radio
 from galnb.training import History, train
-
-# what may be trained, and the experiment it means
-TRAINABLE = {
-    "deblender": "deblender-paper",
-    "deblender-paper": "deblender-paper",
-    "deblender-bounded": "deblender-bounded",
-    "deblender-sum": "deblender-sum",
-    "radio": "radio-plain",
-    "radio-plain": "radio-plain",
-    "radio-smeared": "radio-smeared",
-}
-
 
 def galaxy_zoo_frames(folder: str | Path, *, split: str = "train", limit: int | None = None) -> torch.Tensor:
     """Read whole Galaxy Zoo frames as bytes; as floats 1,400 of them would take 3 GB, while joined 6.
@@ -110,7 +99,7 @@ def run_deblender(
     name: str,
     preset: str,
     *,
-    data: str,
+    data: str = "hubble",
     folder: str | Path,
     steps: int | None = None,
     resume: bool = False,
@@ -156,13 +145,12 @@ def run_deblender(
     -----
     Chapter: The deblender GAN
     """
-    if name not in TRAINABLE:
-        raise ValueError(f"{name!r} cannot be trained; known are {sorted(TRAINABLE)}")
-    chosen = experiment(TRAINABLE[name], preset)
+    known = _known(name, run_deblender)
+    chosen = experiment(known, preset)
     training = chosen.training if steps is None else replace(chosen.training, steps=steps)
     batches = deblender_batches(data, chosen, seed=training.seed)
     story = {
-        "name": TRAINABLE[name],
+        "name": known,
         "preset": preset,
         "data": ",".join(source.partition(":")[0] for source in data.split(",")),
         "batch_size": chosen.batch_size,
@@ -234,11 +222,8 @@ def run_radio(
     -----
     Chapter: A GAN for radio galaxies
     """
-    if not TRAINABLE.get(name, "").startswith("radio"):
-        raise ValueError(
-            f"{name!r} is no radio GAN that can be trained; known are radio-plain, radio-smeared"
-        )
-    chosen = experiment(TRAINABLE[name], preset)
+    known = _known(name, run_radio)
+    chosen = experiment(known, preset)
     training = chosen.training if steps is None else replace(chosen.training, steps=steps)
     size = chosen.model.size
     found = images.first_radio(split="train", size=min(300, 2 * size), limit=chosen.images or None)
@@ -246,7 +231,7 @@ def run_radio(
         found.pixels, class_numbers(found.labels), batch_size=chosen.batch_size, seed=training.seed, size=size
     )
     story = {
-        "name": TRAINABLE[name], "preset": preset, "data": "first", "split": "train",
+        "name": known, "preset": preset, "data": "first", "split": "train",
         "batch_size": chosen.batch_size, "images": chosen.images,
     }  # fmt: skip
     return train(
@@ -258,3 +243,99 @@ def run_radio(
         experiment=story,
         progress=progress,
     )
+
+
+def run_lightweight(
+    name: str,
+    preset: str,
+    *,
+    data: str = "hubble",
+    folder: str | Path,
+    steps: int | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> History:
+    """Train a Lightweight GAN on single galaxies and leave its checkpoints in a folder.
+
+    Parameters
+    ----------
+    name : str
+        ``"lightweight-64"``.
+    data : str
+        ``"hubble"`` or ``"galaxyzoo:FOLDER"``, of which the last 300 images by name are never used.
+    preset, folder, steps, resume, progress
+        As for `run_deblender`.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        If a name or the data do not fit.
+
+    Notes
+    -----
+    Chapter: New galaxies
+    """
+    known = _known(name, run_lightweight)
+    chosen = experiment(known, preset)
+    training = chosen.training if steps is None else replace(chosen.training, steps=steps)
+    kind, _, place = data.partition(":")
+    if kind not in ("hubble", "galaxyzoo") or bool(place) != (kind == "galaxyzoo"):
+        raise ValueError(f"data {data!r} are unknown; give hubble or galaxyzoo:FOLDER")
+    size, limit = chosen.model.size, chosen.images or None
+    found = (
+        images.galaxy_zoo(place, size=size, crop=max(size, 240), split="train", limit=limit)
+        if place
+        else images.hubble_deep_field(size=size, limit=limit)
+    )
+    batches = image_batches(found.pixels, batch_size=chosen.batch_size, seed=training.seed)
+    story = {
+        "name": known, "preset": preset, "data": kind, "split": "train", "batch_size": chosen.batch_size,
+        "images": chosen.images,
+    }  # fmt: skip
+    return train(
+        lightweight(chosen.model),
+        batches,
+        training,
+        folder=folder,
+        resume=resume,
+        experiment=story,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """Name the experiment of a GAN, the function that runs it, and the options which that one takes.
+
+    Chapter: The deblender GAN
+    """
+
+    experiment: str
+    run: Callable[..., History]
+    options: tuple[str, ...] = ()
+
+
+_DEBLENDER = (run_deblender, ("data", "features", "start"))
+TRAINABLE = {
+    "deblender": Trainable("deblender-paper", *_DEBLENDER),
+    "deblender-paper": Trainable("deblender-paper", *_DEBLENDER),
+    "deblender-bounded": Trainable("deblender-bounded", *_DEBLENDER),
+    "deblender-sum": Trainable("deblender-sum", *_DEBLENDER),
+    "lightweight": Trainable("lightweight-64", run_lightweight, ("data",)),
+    "lightweight-64": Trainable("lightweight-64", run_lightweight, ("data",)),
+    "radio": Trainable("radio-plain", run_radio),
+    "radio-plain": Trainable("radio-plain", run_radio),
+    "radio-smeared": Trainable("radio-smeared", run_radio),
+}
+
+
+def _known(name: str, run: Callable[..., History]) -> str:
+    """Return the experiment of a name that this function can run."""
+    names = [known for known, entry in TRAINABLE.items() if entry.run is run]
+    if name not in names:
+        raise ValueError(f"{name!r} cannot be trained here; known are {', '.join(names)}")
+    return TRAINABLE[name].experiment

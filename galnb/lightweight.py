@@ -48,7 +48,7 @@ class LightweightConfig:
     widest: int = 512
     latent: int = 256
     augmentation: Augmentation = field(default_factory=Augmentation)
-    penalty: float = 1.0
+    penalty: float = 0.05
     penalty_every: int = 4
     seed: int = 0
 
@@ -57,7 +57,7 @@ class LightweightConfig:
             object.__setattr__(self, "augmentation", Augmentation(**self.augmentation))
         if self.size < 64 or self.size & (self.size - 1):
             raise ValueError(f"size is {self.size}; expected 64, 128, 256, ...")
-        if self.channels(self.size) < 2 or self.widest < 2:
+        if self.channels_at(self.size) < 2 or self.widest < 2:
             raise ValueError(
                 f"width {self.width} leaves too few channels at {self.size} px; expected 2 or more"
             )
@@ -67,7 +67,7 @@ class LightweightConfig:
                 "expected at least 1, 1 and 0"
             )
 
-    def channels(self, side: int) -> int:
+    def channels_at(self, side: int) -> int:
         """Return the number of channels at a side, px."""
         return min(self.widest, 64 * self.width // side)
 
@@ -127,7 +127,7 @@ class LightweightGenerator(nn.Module):
 
     def __init__(self, config: LightweightConfig):
         super().__init__()
-        widest = config.channels(4)
+        widest = config.channels_at(4)
         self.start = nn.Sequential(
             nn.Unflatten(1, (config.latent, 1, 1)),
             nn.ConvTranspose2d(config.latent, 2 * widest, 4, bias=False),
@@ -136,16 +136,16 @@ class LightweightGenerator(nn.Module):
         )
         sides = [2**level for level in range(3, config.size.bit_length())]
         self.enlarge = nn.ModuleDict(
-            {str(side): Enlarge(config.channels(side // 2), config.channels(side)) for side in sides}
+            {str(side): Enlarge(config.channels_at(side // 2), config.channels_at(side)) for side in sides}
         )
         self.excite = nn.ModuleDict(
             {
-                str(side): SkipLayerExcitation(config.channels(side // EXCITED), config.channels(side))
+                str(side): SkipLayerExcitation(config.channels_at(side // EXCITED), config.channels_at(side))
                 for side in sides
                 if side // EXCITED >= 4
             }
         )
-        self.last = nn.Conv2d(config.channels(config.size), 3, 3, 1, 1)
+        self.last = nn.Conv2d(config.channels_at(config.size), 3, 3, 1, 1)
 
     def forward(self, latent: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         maps = {4: self.start(latent)}
@@ -197,15 +197,15 @@ class LightweightDiscriminator(nn.Module):
 
     def __init__(self, config: LightweightConfig):
         super().__init__()
-        first = config.channels(config.size)
+        first = config.channels_at(config.size)
         self.stem = nn.Sequential(nn.Conv2d(3, first, 3, 1, 1), nn.LeakyReLU(0.1))
         sides = [config.size >> level for level in range(config.size.bit_length() - 4)]
-        blocks = [Shrink(config.channels(side), config.channels(side // 2)) for side in sides]
+        blocks = [Shrink(config.channels_at(side), config.channels_at(side // 2)) for side in sides]
         self.to_16, self.to_8 = nn.Sequential(*blocks[:-1]), blocks[-1]
-        deep, middle = config.channels(8), config.channels(16)
+        deep, middle = config.channels_at(8), config.channels_at(16)
         self.head = nn.Sequential(nn.Conv2d(deep, deep, 1), nn.LeakyReLU(0.1), nn.Conv2d(deep, 1, 4))
         self.mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        half = config.channels(32)
+        half = config.channels_at(32)
         self.shape_head = nn.Sequential(
             nn.Conv2d(3, half, 4, 2, 1), nn.LeakyReLU(0.1), Shrink(half, middle), nn.Conv2d(middle, 1, 4)
         )
@@ -313,3 +313,59 @@ def lightweight(config: LightweightConfig) -> Gan:
     return Gan(
         "lightweight", config, generator, discriminator, to_signed, _generator_loss, _discriminator_loss
     )
+
+
+def generate(
+    gan: Gan, count: int, *, generator: torch.Generator, latent: torch.Tensor | None = None, batch: int = 64
+) -> torch.Tensor:
+    """Draw new galaxies.
+
+    Parameters
+    ----------
+    gan : Gan
+        A Lightweight GAN.
+    count : int
+        How many.
+    generator : torch.Generator
+        CPU generator of the random vectors and of the fine noise.
+    latent : torch.Tensor, shape (count, latent), optional
+        Vectors to draw from in place of random ones; the fine noise then is one pattern for all, so that a
+        walk from vector to vector changes the galaxy and nothing else.
+    batch : int
+        Galaxies per pass, for bounded memory.
+
+    Returns
+    -------
+    torch.Tensor, shape (count, 3, size, size)
+        In [0, 1], on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the GAN is no Lightweight GAN, or the count or the vectors do not fit.
+
+    Notes
+    -----
+    Chapter: New galaxies
+    """
+    if gan.name != "lightweight":
+        raise ValueError(
+            f"this is a {gan.name!r} GAN; generate needs a Lightweight GAN such as lightweight-64"
+        )
+    config, given = gan.config, latent is not None
+    if count < 1 or (given and latent.shape != (count, config.latent)):
+        raise ValueError(
+            f"count {count}, latent {tuple(latent.shape) if given else None}: expected at least 1 and "
+            f"({count}, {config.latent})"
+        )
+    latent = latent if given else torch.randn(count, config.latent, generator=generator)
+    noise = torch.randn(1 if given else count, 1, config.size, config.size, generator=generator)
+    device, was_training = next(gan.generator.parameters()).device, gan.generator.training
+    gan.generator.eval()
+    try:
+        with torch.no_grad():
+            parts = zip(latent.split(batch), noise.expand(count, -1, -1, -1).split(batch), strict=True)
+            drawn = [to_unit(gan.generator(a.to(device), b.to(device))).cpu() for a, b in parts]
+    finally:
+        gan.generator.train(was_training)
+    return torch.cat(drawn)

@@ -37,6 +37,20 @@ def generator_bce(fake_logits: torch.Tensor) -> torch.Tensor:
     return functional.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
 
 
+def generator_minimax(fake_logits: torch.Tensor) -> torch.Tensor:
+    """Ask that the discriminator be wrong about generated images: the generator's side of the minimax game.
+
+    Notes
+    -----
+    E ln(1 - D(G)) <= 0, -ln 2 where D is at a loss (Goodfellow et al. 2014, Eq. 1). Its slope in the logit is
+    -D(G): next to nothing while the generator loses. Chapter: A first GAN
+    """
+    return -functional.softplus(fake_logits).mean()
+
+
+GENERATOR_LOSSES = {"non_saturating": generator_bce, "minimax": generator_minimax}
+
+
 def discriminator_hinge(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Tensor:
     """Ask for scores above 1 on real images and below -1 on generated ones; what is beyond counts no more.
 

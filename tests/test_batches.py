@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from galnb.batches import blend_batches, labelled_batches, mix_batches
+from galnb.batches import blend_batches, image_batches, labelled_batches, mix_batches, turned
 from galnb.blending import BLEND_RULES, Perturbation
 from tests.tiny_runs import images
 
@@ -134,3 +134,31 @@ def test_labelled_batches_depend_on_number_and_seed_alone():
 def test_labelled_batches_refuse_what_does_not_match(labels, options, message):
     with pytest.raises(ValueError, match=message):
         labelled_batches(images(), labels, **{"batch_size": 2, "seed": 0, "size": 8, **options})
+
+
+def test_image_batches_hold_whole_images_under_all_symmetries():
+    bank = images()
+    batch = image_batches(bank, batch_size=400, seed=2)(3)["images"]
+    symmetric = torch.stack([turned(bank, turn) for turn in range(8)])  # (8, 12, C, H, H)
+    same = (batch[:, None, None] == symmetric).flatten(3).all(-1)
+    assert same.any((1, 2)).all(), "each is an image of the bank, no pixel resampled"
+    assert same.any(2).sum(0).min() > 25 and same.any(1).sum(0).min() > 10  # 50 and 33 expected
+
+
+def test_image_batches_depend_on_number_and_seed_alone():
+    one, two = image_batches(images(), batch_size=4, seed=0), image_batches(images(), batch_size=4, seed=0)
+    assert torch.equal(one(5)["images"], two(5)["images"])
+    assert not torch.equal(one(5)["images"], one(6)["images"])
+
+
+def test_turned_is_a_group_of_eight():
+    corner = torch.arange(9.0).view(1, 3, 3)
+    assert len({tuple(turned(corner, turn).flatten().tolist()) for turn in range(8)}) == 8
+    assert torch.equal(turned(turned(corner, 1), 3), corner) and torch.equal(turned(corner, 0), corner)
+
+
+def test_image_batches_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="batch_size 0"):
+        image_batches(images(), batch_size=0, seed=0)
+    with pytest.raises(ValueError, match="and squares"):
+        image_batches(torch.zeros(2, 3, 8, 9), batch_size=1, seed=0)

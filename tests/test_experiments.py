@@ -16,6 +16,7 @@ from galnb.experiments import (
     deblender_batches,
     galaxy_zoo_frames,
     run_deblender,
+    run_lightweight,
     run_radio,
 )
 from galnb.presets import experiment
@@ -135,7 +136,7 @@ def test_unknown_data_are_refused(data, small):
 
 
 def test_unknown_names_and_missing_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=f"'vanilla' cannot be trained; known are .*{sorted(TRAINABLE)[0]}"):
+    with pytest.raises(ValueError, match="'vanilla' cannot be trained here; known are deblender, .*bounded"):
         run_deblender("vanilla", "quick", data="hubble", folder=tmp_path)
     with pytest.raises(ValueError, match="preset 'huge' is unknown"):
         run_deblender("deblender", "huge", data="hubble", folder=tmp_path)
@@ -145,10 +146,10 @@ def test_unknown_names_and_missing_folders_are_refused(tmp_path):
 
 
 def test_every_trainable_name_has_its_presets():
-    for name in set(TRAINABLE.values()):
+    kinds = {"run_deblender": "count", "run_radio": "sigma", "run_lightweight": "augmentation"}
+    for entry in TRAINABLE.values():
         for preset in ("quick", "laptop", "gpu"):
-            model = experiment(name, preset).model
-            assert model.classes == 4 if name.startswith("radio") else model.count == 2
+            assert hasattr(experiment(entry.experiment, preset).model, kinds[entry.run.__name__])
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_a_smeared_run_is_smeared_in_its_file(first, tmp_path):
 
 
 def test_radio_and_deblender_runs_are_not_mixed_up(tmp_path):
-    with pytest.raises(ValueError, match="'deblender' is no radio GAN that can be trained; known are radio"):
+    with pytest.raises(ValueError, match="'deblender' cannot be trained here; known are radio, radio-plain"):
         run_radio("deblender", "quick", folder=tmp_path)
 
 
@@ -204,3 +205,28 @@ def test_class_numbers_follow_the_published_order():
     assert class_numbers(()).dtype == torch.long
     with pytest.raises(ValueError, match=r"classes \['FR0'\] are unknown; known are FRI, FRII"):
         class_numbers(("FRI", "FR0"))
+
+
+def test_a_lightweight_run_leaves_checkpoints_and_never_sees_the_test_images(zoo, tmp_path, monkeypatch):
+    def chosen(name, preset):
+        full = experiment(name, preset)
+        return replace(full, model=replace(full.model, width=2, widest=8, latent=4), batch_size=2)
+
+    monkeypatch.setattr(experiments, "experiment", chosen)
+    seen, image_batches = [], experiments.image_batches
+    monkeypatch.setattr(
+        experiments, "image_batches", lambda images, **o: seen.append(images) or image_batches(images, **o)
+    )
+    options = {"data": f"galaxyzoo:{zoo}", "folder": tmp_path / "run", "progress": False}
+    assert run_lightweight("lightweight", "quick", steps=2, **options).steps == [0, 1]
+    assert torch.equal(seen[0], readers.galaxy_zoo(zoo, size=64, crop=240, split="train").pixels)
+    kept = load_checkpoint(tmp_path / "run" / "final.safetensors")
+    assert kept.gan.config.augmentation.hue == 0.25 and kept.step == 2
+    story = {name: value for name, value in kept.experiment.items() if name != "training"}
+    assert story == {
+        "name": "lightweight-64", "preset": "quick", "data": "galaxyzoo", "split": "train", "batch_size": 2,
+        "images": 0,
+    }  # fmt: skip
+    assert run_lightweight("lightweight", "quick", steps=3, resume=True, **options).steps == [0, 1, 2]
+    with pytest.raises(ValueError, match="give hubble or galaxyzoo:FOLDER"):
+        run_lightweight("lightweight", "quick", data="cosmos", folder=tmp_path)

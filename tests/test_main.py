@@ -133,7 +133,8 @@ def test_train_hands_radio_names_to_the_radio_run(tmp_path, capsys, monkeypatch)
         asked.update(options, name=name, preset=preset)
         return History([0, 1], {})
 
-    monkeypatch.setattr(experiments, "run_radio", run_radio)
+    entry = experiments.Trainable("radio-smeared", run_radio)
+    monkeypatch.setitem(experiments.TRAINABLE, "radio-smeared", entry)
     words = ["train", "radio-smeared", "--preset", "quick", "--steps", "2", "--folder", str(tmp_path)]
     assert command_line.main(words) == 0
     assert asked == {
@@ -149,8 +150,10 @@ def test_train_hands_radio_names_to_the_radio_run(tmp_path, capsys, monkeypatch)
         (["train", "deblender", "--preset", "huge"], "laptop"),
         (["train", "deblender", "--data", "galaxyzoo:/no/such/folder"], "/no/such/folder"),
         (["train", "deblender", "--data", "hubbel"], "galaxyzoo:FOLDER"),
-        (["train", "radio-plain", "--data", "hubble"], "FIRST alone"),
-        (["train", "radio-plain", "--start", "radio-plain"], "--start"),
+        (["train", "radio-plain", "--data", "hubble"], "takes no --data"),
+        (["train", "radio-plain", "--start", "radio-plain"], "takes no --start"),
+        (["train", "lightweight-64", "--features", "random"], "takes no --features"),
+        (["train", "lightweight-64", "--data", "galaxyzoo:"], "hubble or galaxyzoo:FOLDER"),
     ],
 )
 def test_train_with_bad_input_is_one_sentence(words, said, capsys, tmp_path):

@@ -83,7 +83,7 @@ def test_defaults_are_valid():
 def test_notebooks_and_trainable_names_are_known():
     missing = {path.stem for path in NOTEBOOKS.glob("*.ipynb")} - EXPERIMENTS.keys()
     assert not missing
-    assert set(TRAINABLE.values()) <= EXPERIMENTS.keys()
+    assert {entry.experiment for entry in TRAINABLE.values()} <= EXPERIMENTS.keys()
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
