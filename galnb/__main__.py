@@ -295,7 +295,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("check", help="see that everything works here (about 10 seconds)")
     training = commands.add_parser("train", help="train a GAN without a notebook")
     training.add_argument(
-        "what", help="deblender (the paper's), deblender-bounded, ...-sum, lightweight-64, radio-plain, ...-smeared"
+        "what",
+        help="deblender (the paper's), deblender-bounded, ...-sum, lightweight-64, radio-plain, ...-smeared",
     )
     training.add_argument("--preset", default="laptop", help="quick, laptop or gpu (default: laptop)")
     training.add_argument("--data", default="", help="hubble, galaxyzoo:FOLDER or both with a comma")

@@ -18,6 +18,7 @@ from galnb.presets import DeblenderExperiment, experiment
 from galnb.radio import radio
 from galnb.training import History, train
 
+
 def galaxy_zoo_frames(folder: str | Path, *, split: str = "train", limit: int | None = None) -> torch.Tensor:
     """Read whole Galaxy Zoo frames as bytes; as floats 1,400 of them would take 3 GB, while joined 6.
 

@@ -59,7 +59,8 @@ def test_hue_has_the_gradient_of_finite_differences(generator):
 
 
 @pytest.mark.parametrize(
-    ("images", "turns"), [(torch.zeros(2, 1, 4, 4), torch.zeros(2)), (torch.zeros(2, 3, 4, 4), torch.zeros(3))]
+    ("images", "turns"),
+    [(torch.zeros(2, 1, 4, 4), torch.zeros(2)), (torch.zeros(2, 3, 4, 4), torch.zeros(3))],
 )
 def test_hue_refuses_what_has_no_hue(images, turns):
     with pytest.raises(ValueError, match="only RGB has a hue"):

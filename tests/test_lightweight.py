@@ -39,7 +39,9 @@ def test_shapes_widths_and_excitation_at_every_size(size, generator):
         main, shape, at_16, at_8 = judge(drawn, heads=True)
     assert main.shape == shape.shape == (2, 1, 5, 5)
     assert at_16.shape[-2:] == (16, 16) and at_8.shape[-2:] == (8, 8)
-    assert sorted(drawer.excite, key=int) == [str(side) for side in (64, 128, 256) if side <= size]  # 4 -> 64, ...
+    assert sorted(drawer.excite, key=int) == [
+        str(side) for side in (64, 128, 256) if side <= size
+    ]  # 4 -> 64, ...
 
 
 def test_published_widths():
@@ -101,7 +103,9 @@ def test_the_quarter_that_is_redrawn_is_the_quarter_of_its_maps(generator):
     real = torch.zeros(2, 3, 64, 64)
     for down in (0, 1):
         for right in (0, 1):
-            real[:, :, 32 * down : 32 * down + 32, 32 * right : 32 * right + 32] = 0.1 * (1 + 2 * down + right)
+            real[:, :, 32 * down : 32 * down + 32, 32 * right : 32 * right + 32] = 0.1 * (
+                1 + 2 * down + right
+            )
     mean = nn.functional.adaptive_avg_pool2d
     gan.discriminator.redraw_whole = gan.discriminator.redraw_part = nn.Upsample((32, 32))
     at_16, at_8 = mean(real, 16), mean(real, 8)
@@ -117,7 +121,9 @@ def test_the_slope_is_measured_now_and_then_and_weighs_as_much_more(generator):
     share = sum(slope > 0 for slope in slopes) / 40
     assert 0.05 < share < 0.45
     parts = next(
-        found for found in (gan.discriminator_loss(gan, batch, noise) for _ in range(40)) if found["slope"] > 0
+        found
+        for found in (gan.discriminator_loss(gan, batch, noise) for _ in range(40))
+        if found["slope"] > 0
     )
     rest = parts["total"] - parts["hinge"] - parts["redrawing"]
     assert rest.item() == pytest.approx(4 * parts["slope"].item(), rel=1e-3)
@@ -126,10 +132,17 @@ def test_the_slope_is_measured_now_and_then_and_weighs_as_much_more(generator):
 def test_training_learns_a_colour_and_goes_through_files(tmp_path, generator):
     """Twelve identical reddish images: after some steps drawn ones have their mean colour."""
     colour = torch.tensor([0.6, 0.3, 0.1])
-    bank = colour.view(1, 3, 1, 1).expand(12, -1, 64, 64) + 0.02 * torch.randn(12, 3, 64, 64, generator=generator)
+    bank = colour.view(1, 3, 1, 1).expand(12, -1, 64, 64) + 0.02 * torch.randn(
+        12, 3, 64, 64, generator=generator
+    )
     gan = lightweight(replace(TINY, augmentation=Augmentation(hue=0.0)))
     config = TrainingConfig(
-        steps=60, learning_rate=4e-3, discriminator_learning_rate=2e-3, betas=(0.5, 0.9), schedule="constant", ema=0.8
+        steps=60,
+        learning_rate=4e-3,
+        discriminator_learning_rate=2e-3,
+        betas=(0.5, 0.9),
+        schedule="constant",
+        ema=0.8,
     )
     before = generate(gan, 4, generator=torch.Generator().manual_seed(1)).mean((0, 2, 3))
     history = train(gan, image_batches(bank.clamp(0, 1), batch_size=4, seed=0), config)
@@ -144,7 +157,9 @@ def test_training_learns_a_colour_and_goes_through_files(tmp_path, generator):
 
 def test_generate_follows_its_generator_and_its_vectors(generator):
     gan = lightweight(TINY)
-    one, same, other = (generate(gan, 3, generator=torch.Generator().manual_seed(s), batch=2) for s in (1, 1, 2))
+    one, same, other = (
+        generate(gan, 3, generator=torch.Generator().manual_seed(s), batch=2) for s in (1, 1, 2)
+    )
     assert one.shape == (3, 3, 64, 64) and one.min() >= 0 and one.max() <= 1
     assert torch.equal(one, same) and not torch.equal(one, other)
     with torch.no_grad():
