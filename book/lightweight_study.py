@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from galnb import checkpoints, distances, images, nearest
+from galnb import checkpoints, distances, images, memorisation, nearest
 from galnb.augmentation import Augmentation, rotate_hue
 from galnb.batches import image_batches
 from galnb.features import feature_network
@@ -140,7 +140,8 @@ def distance_table(generated: torch.Tensor, real: dict[str, torch.Tensor], noise
 def memorised(generated: torch.Tensor, held_out: torch.Tensor, bank: torch.Tensor) -> dict:
     """Nearest training images of generated and of held-out images, each turned and mirrored every way."""
     near = [nearest.nearest(part, bank, symmetries=True) for part in (generated, held_out)]
-    about = nearest.memorisation(near[0].scores[:, 0], near[1].scores[:, 0])
+    levels = (0.95, 0.99) if len(held_out) >= 100 else (0.95,)
+    about = memorisation.memorisation(near[0].scores, near[1].scores, levels=levels)
     return {
         "generated": near[0].scores[:, 0].tolist(),
         "held_out": near[1].scores[:, 0].tolist(),
