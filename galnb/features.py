@@ -2,6 +2,7 @@
 
 import importlib.util
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 from urllib.error import URLError
 
@@ -23,6 +24,7 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
+NO_FEATURES = ("AuxLogits", "avgpool", "dropout", "fc")  # of Inception: its heads
 INSTEAD = "or use feature_network('random'), which needs no weights"
 
 
@@ -158,6 +160,28 @@ def _vgg19(weights: str | Path | None, pooled: bool) -> FeatureNetwork:
     return FeatureNetwork(_pooled(layers) if pooled else layers, IMAGENET, 224)
 
 
+def _inception(weights: str | Path | None, pooled: bool) -> FeatureNetwork:
+    """The layers that FID uses, with torchvision's weights: those of the FID papers are another port."""
+    try:
+        from torchvision.models import inception_v3
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'Inception needs torchvision: pip install "galnb[features]", {INSTEAD}'
+        ) from error
+    if weights is None:
+        raise FileNotFoundError(
+            "no Inception weights: give the file of torchvision's inception_v3 as weights=, "
+            f"take 'efficientnet-lite0' of galnb[features], {INSTEAD}"
+        )
+    with torch.device("meta"):
+        parts = inception_v3(init_weights=False).named_children()
+        layers = nn.Sequential(OrderedDict((name, part) for name, part in parts if name not in NO_FEATURES))
+    stored = _read(weights)
+    own = {name: tensor for name, tensor in stored.items() if name.split(".")[0] not in NO_FEATURES}
+    _fill(layers, own, weights)
+    return FeatureNetwork(_pooled(layers) if pooled else layers, ((0.5,) * 3, (0.5,) * 3), 299)
+
+
 def _random(weights: str | Path | None, pooled: bool) -> FeatureNetwork:
     """Three strided convolutions with the same random weights each time."""
     if weights is not None:
@@ -191,7 +215,12 @@ def _fill(network: nn.Module, stored: dict[str, torch.Tensor], path: str | Path)
         raise ValueError(f"{path} does not fit this network: {error}") from error
 
 
-FEATURES = {"vgg19": _vgg19, "efficientnet-lite0": _efficientnet, "random": _random}
+FEATURES = {
+    "vgg19": _vgg19,
+    "inception": _inception,
+    "efficientnet-lite0": _efficientnet,
+    "random": _random,
+}
 
 
 def feature_network(name: str, *, weights: str | Path | None = None, pooled: bool = False) -> FeatureNetwork:
@@ -201,11 +230,13 @@ def feature_network(name: str, *, weights: str | Path | None = None, pooled: boo
     ----------
     name : str
         ``"vgg19"`` (to block5_conv4 after ReLU; torchvision's weights, downloaded once, checked by hash),
+        ``"inception"`` (v3, from the file of torchvision that `weights` names),
         ``"efficientnet-lite0"`` (weights come with ``galnb[features]``) or ``"random"`` (always the same).
     weights : str or Path, optional
         File to take the weights from instead.
     pooled : bool
-        One vector per image (512, 1280 or 64 numbers) in place of maps at 1/16 (random: 1/8) of the side.
+        One vector per image (512, 2048, 1280, 64 numbers) in place of maps at 1/16 (Inception: 1/37,
+        random: 1/8) of the side.
 
     Returns
     -------
@@ -221,8 +252,10 @@ def feature_network(name: str, *, weights: str | Path | None = None, pooled: boo
 
     Notes
     -----
-    The first two resize to 224 px. Chapter: The deblender GAN
+    Resized to 224 px, for Inception to 299; not for the random one. Chapter: The deblender GAN
     """
     if name not in FEATURES:
         raise ValueError(f"no feature network is named {name!r}; known are {sorted(FEATURES)}")
-    return FEATURES[name](weights, pooled)
+    network = FEATURES[name](weights, pooled)
+    network.name = name
+    return network

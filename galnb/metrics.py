@@ -11,6 +11,9 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
+from galnb.distances import frechet_distance, kernel_distance  # noqa: F401
+from galnb.nearest import nearest  # noqa: F401
+
 PERCENTILES = (5, 25, 50, 75, 95)
 DETECTION_KERNEL = ((1, 2, 1), (2, 4, 2), (1, 2, 1))  # SourceExtractor's default filter
 
