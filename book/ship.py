@@ -13,7 +13,10 @@ import torch
 
 from galnb.checkpoints import WEIGHTS, load_checkpoint, save_checkpoint, write_atomically
 
-PROGRAMS = {"phantom": "python -m book.phantom_study GALAXY_ZOO_FOLDER OUT_FOLDER"}
+PROGRAMS = {
+    "phantom": "python -m book.phantom_study GALAXY_ZOO_FOLDER OUT_FOLDER",
+    "lightweight-hubble": "python -m book.lightweight_study train GALAXY_ZOO_FOLDER OUT_FOLDER",
+}
 LARGEST = 6 * 2**20
 
 
@@ -82,7 +85,8 @@ def write_index() -> None:
         "Written by `python -m book.ship`. Half precision; each file holds both networks and the config",
         "that rebuilds them. Deblenders: trained on Galaxy Zoo images (SDSS; the last 300 by name never",
         "used), most also on Hubble stamps from scikit-image. Radio: trained on the training split of the",
-        "FIRST images in firstgalaxydata. No image is in here. Stages: `NAME@STAGE`, the last one `NAME`.",
+        "FIRST images in firstgalaxydata. Lightweight: Galaxy Zoo without those 300, or Hubble stamps from the",
+        "left part of the field. No image is in here. Stages: `NAME@STAGE`, the last one `NAME`.",
         "",
     ]
     for name, about in cards.items():

@@ -5,7 +5,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from galnb.layers import ACTIVATIONS, NORMS, Add, Concat, ResidualBlock, Smear, gaussian_kernel
+from galnb.layers import ACTIVATIONS, NORMS, Add, Concat, Multiply, ResidualBlock, Smear, gaussian_kernel
+from galnb.relevance import relevance
 
 
 def test_sums_and_joins_are_modules(generator):
@@ -13,6 +14,31 @@ def test_sums_and_joins_are_modules(generator):
     assert torch.equal(Add()(a, b, c), a + b + c)
     assert torch.equal(Concat()(a, b), torch.cat([a, b], 1))
     assert a.equal(Add()(a))
+
+
+def test_a_product_gives_its_relevance_to_the_signal(generator):
+    """Light x gate: all relevance goes on to the light, as with the gate held constant."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.light, self.gate = nn.Conv2d(2, 3, 1, bias=False), nn.Conv2d(2, 3, 4, bias=False)
+            self.multiply, self.sum = Multiply(), nn.Sequential(nn.Flatten(), nn.Linear(48, 1, bias=False))
+
+        def forward(self, images):
+            return self.sum(self.multiply(self.light(images), self.gate(images)))
+
+    model = Gated().double()
+    images = torch.randn(2, 2, 4, 4, generator=generator).double()
+    signal, gate = model.light(images), model.gate(images)
+    assert torch.equal(model.multiply(signal, gate), signal * gate)
+    found = relevance(model, images, rule="epsilon")
+    for index in range(2):  # with a constant gate the network is linear: epsilon is gradient times input
+        x = images[index : index + 1].clone().requires_grad_()
+        score = model.sum(model.light(x) * gate[index : index + 1].detach())
+        (slope,) = torch.autograd.grad(score.sum(), x)
+        wanted = x * slope / score
+        assert torch.allclose(found.map[index : index + 1], wanted, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("norm", sorted(NORMS))

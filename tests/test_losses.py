@@ -127,3 +127,38 @@ def test_gradient_penalty_looks_between_the_pairs():
 def test_gradient_penalty_refuses_sets_of_different_size(generator):
     with pytest.raises(ValueError, match="must have one shape"):
         losses.gradient_penalty(nn.Flatten(), torch.rand(2, 3), torch.rand(1, 3), generator=generator)
+
+
+def test_the_two_generator_losses_share_a_goal_and_not_a_slope():
+    """Slopes in the logit s by hand: -sigmoid(s) for minimax, -(1 - sigmoid(s)) for the other."""
+    for logit, minimax, other in ((-28.872, -2.891e-13, -1.0), (0.0, -0.5, -0.5), (4.0, -0.98201, -0.01799)):
+        for loss, slope in ((losses.generator_minimax, minimax), (losses.generator_bce, other)):
+            s = torch.tensor([[logit]], dtype=torch.float64, requires_grad=True)
+            loss(s).backward()
+            assert s.grad.item() == pytest.approx(slope, rel=1e-3)
+    zero = torch.zeros(3, 1)
+    assert losses.generator_bce(zero).item() == pytest.approx(math.log(2))
+    assert losses.generator_minimax(zero).item() == pytest.approx(-math.log(2))
+
+
+def test_minimax_is_what_the_discriminator_pays_with_the_other_sign(generator):
+    real, fake = 3 * torch.randn(2, 7, 1, generator=generator)
+    paid = losses.discriminator_bce(real, fake) - losses.generator_bce(real)
+    assert losses.generator_minimax(fake).item() == pytest.approx(-paid.item(), rel=1e-5)
+    assert losses.generator_minimax(torch.tensor([[500.0]])).item() == -500  # no overflow
+    assert set(losses.GENERATOR_LOSSES) == {"minimax", "non_saturating"}
+
+
+def test_hinge_is_that_of_torch_with_high_for_real(generator):
+    real, fake = 2 * torch.randn(2, 5, 1, 5, 5, generator=generator)
+    margin = nn.HingeEmbeddingLoss(margin=1.0)  # target -1: max(0, 1 - x)
+    wanted = margin(real, -torch.ones_like(real)) + margin(-fake, -torch.ones_like(fake))
+    assert losses.discriminator_hinge(real, fake).item() == pytest.approx(wanted.item(), rel=1e-6)
+    zero = torch.zeros(3)
+    assert losses.discriminator_hinge(zero, zero).item() == 2
+    assert losses.discriminator_hinge(zero + 1, zero - 1).item() == 0
+    assert losses.discriminator_hinge(zero - 1, zero + 1).item() == 4  # real and generated confused
+    assert losses.generator_hinge(fake).item() == pytest.approx(-fake.mean().item())
+    real.requires_grad_()
+    losses.discriminator_hinge(real, fake).backward()
+    assert torch.equal(real.grad != 0, real.detach() < 1), "what is beyond the margin counts no more"

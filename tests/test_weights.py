@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from galnb import checkpoints, radio
+from galnb import checkpoints, lightweight, radio
 
 FILES = sorted(checkpoints.WEIGHTS.glob("*.safetensors"))
 INDEX = json.loads((checkpoints.WEIGHTS / "index.json").read_text())
@@ -33,6 +33,11 @@ def test_file_is_the_one_of_the_index_and_works(path):
         drawn = radio.generate(checkpoint.gan, torch.arange(4), generator=generator)
         assert drawn.shape == (4, 1, 64, 64) and drawn.amax(dim=(1, 2, 3)).min() > 0.1
         assert (drawn == 0).float().mean() > 0.5, "the sky of FIRST is exactly black"
+        return
+    if about["gan"] == "lightweight":
+        drawn = lightweight.generate(checkpoint.gan, 8, generator=generator)
+        middle, rim = drawn[..., 24:40, 24:40].mean(), drawn[..., :4].mean()
+        assert drawn.shape == (8, 3, 64, 64) and middle > 2 * rim, "light in the middle of a dark sky"
         return
     images = torch.rand(2, 3, 80, 80, generator=generator)
     with torch.inference_mode():
