@@ -1,0 +1,326 @@
+"""Find sources in a wide field and hold them against the truth: who was found, and what is real."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from galnb.classical import Detection, _load
+from galnb.images import check_images
+from galnb.metrics import DETECTION_KERNEL
+
+SOURCES = np.dtype([("x", "f8"), ("y", "f8"), ("radius", "f8"), ("flux", "f8"), ("area", "i4")])
+USUAL = Detection()
+RATES = np.dtype(
+    [("low", "f8"), ("high", "f8"), ("count", "i4"), ("rate", "f8"), ("lower", "f8"), ("upper", "f8")]
+)
+
+
+def detect(
+    image: torch.Tensor, *, method: str = "SEP", detection: Detection = USUAL, mesh: int = 64
+) -> np.ndarray:
+    """Find sources in an image.
+
+    Parameters
+    ----------
+    image : torch.Tensor, shape (C, H, W)
+        Field in [0, 1]; the mean of the channels is searched.
+    method : str
+        One of `DETECTORS`: "SEP" (SourceExtractor's core) or "photutils" (slower, for small fields).
+    detection : galnb.classical.Detection
+        What counts as a source, with thresholds in deviations of the sky noise.
+    mesh : int
+        Side of the cells in which the background is estimated, px.
+
+    Returns
+    -------
+    numpy.ndarray, structured, one row per source
+        ``x``, ``y`` px, (0, 0) = middle of the first pixel; ``radius``: half-light radius, px; ``flux``:
+        light above the background in the pixels of the source, as in `Mosaic.catalogue`; ``area``: pixels.
+
+    Raises
+    ------
+    ValueError, ModuleNotFoundError
+        If the image does not fit or a name is unknown; if SEP or photutils is missing.
+
+    Notes
+    -----
+    The light below the threshold, the wings, is in no pixel of a source: fluxes are somewhat low.
+
+    References
+    ----------
+    Bertin & Arnouts 1996, A&AS 117, 393; Barbary 2016, JOSS 1, 58.
+
+    Chapter: A sky of new galaxies
+    """
+    if not isinstance(image, torch.Tensor) or image.ndim != 3:
+        raise ValueError(f"got {getattr(image, 'shape', type(image))}, expected one image (C, H, W)")
+    check_images(image[None], name="image")
+    if method not in DETECTORS:
+        raise ValueError(f"method is {method!r}; expected one of {sorted(DETECTORS)}")
+    if mesh < 8 or min(image.shape[-2:]) < 8:
+        raise ValueError(f"got mesh {mesh} and an image of {tuple(image.shape[-2:])} px; expected 8 or more")
+    light = image.detach().mean(0).cpu().float().contiguous().numpy()
+    return DETECTORS[method](light, detection, min(mesh, *light.shape))
+
+
+def _detect_by_sep(light: np.ndarray, detection: Detection, mesh: int) -> np.ndarray:
+    sep = _load("sep")
+    background = sep.Background(light, bw=mesh, bh=mesh)
+    background.subfrom(light)
+    steps = {"deblend_nthresh": detection.levels, "deblend_cont": detection.contrast}
+    limits = sep.get_extract_pixstack(), sep.get_sub_object_limit()
+    sep.set_extract_pixstack(max(limits[0], light.size // 4))  # SEP's own is for a small, empty field
+    sep.set_sub_object_limit(max(limits[1], 8192))
+    try:
+        found = sep.extract(
+            light, detection.threshold, background.globalrms, minarea=detection.min_area, **steps
+        )
+    finally:
+        sep.set_extract_pixstack(limits[0])
+        sep.set_sub_object_limit(limits[1])
+    sources = np.zeros(len(found), SOURCES)
+    for name, column in (("x", "x"), ("y", "y"), ("flux", "flux"), ("area", "npix")):
+        sources[name] = found[column]
+    reach = 6 * found["a"].clip(0.5)
+    sources["radius"], _ = sep.flux_radius(
+        light, found["x"], found["y"], reach, 0.5, normflux=found["flux"], subpix=5
+    )
+    return sources
+
+
+def _detect_by_photutils(light: np.ndarray, detection: Detection, mesh: int) -> np.ndarray:
+    segmentation = _load("photutils.segmentation")
+    background = _load("photutils.background").Background2D(light, mesh)
+    light = light - background.background
+    kernel = DETECTION_KERNEL / np.sum(DETECTION_KERNEL)
+    smooth = ndimage.convolve(light, kernel, mode="constant")  # as SEP does by itself
+    threshold = detection.threshold * background.background_rms_median
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No sources were found")  # an empty table says so too
+        found = segmentation.detect_sources(smooth, threshold, detection.min_area)
+    if found is None:
+        return np.zeros(0, SOURCES)
+    steps = {"n_levels": detection.levels, "contrast": detection.contrast, "progress_bar": False}
+    found = segmentation.deblend_sources(smooth, found, detection.min_area, **steps)
+    measured = segmentation.SourceCatalog(light, found)
+    sources = np.zeros(len(measured.labels), SOURCES)
+    sources["x"], sources["y"] = measured.x_centroid, measured.y_centroid
+    sources["flux"], sources["area"] = measured.segment_flux, measured.segment_area.value
+    sources["radius"] = np.nan_to_num(measured.flux_radius(0.5).value)
+    return sources
+
+
+@dataclass(frozen=True)
+class Match:
+    """Say which true galaxy is which detection.
+
+    Parameters
+    ----------
+    pairs : numpy.ndarray, shape (K, 2)
+        Rows in the catalogue and among the detections, nearest pairs first.
+    distances : numpy.ndarray, shape (K,)
+        How far apart they are, px.
+    found, real : numpy.ndarray of bool
+        Of each row of the catalogue, whether it was found; of each detection, whether it is a true galaxy.
+
+    Notes
+    -----
+    Chapter: A sky of new galaxies
+    """
+
+    pairs: np.ndarray
+    distances: np.ndarray
+    found: np.ndarray
+    real: np.ndarray
+
+
+def match(catalogue: np.ndarray, detections: np.ndarray, *, radius: float | np.ndarray) -> Match:
+    """Match true galaxies and detections one to one, nearest pairs first.
+
+    Parameters
+    ----------
+    catalogue, detections : numpy.ndarray, structured
+        With columns ``x`` and ``y``; rows of the catalogue whose ``blank`` is True match nothing.
+    radius : float or numpy.ndarray, shape (N,)
+        Largest distance, px; one for all, or one for each row of the catalogue.
+
+    Returns
+    -------
+    Match
+
+    Raises
+    ------
+    ValueError
+        If a radius is not positive or a column is missing.
+
+    Notes
+    -----
+    Chapter: A sky of new galaxies
+    """
+    here, places = _places(catalogue), _places(detections)
+    if np.ndim(radius) > 1 or np.size(radius) not in (1, len(here)) or not np.all(np.asarray(radius) > 0):
+        raise ValueError(f"radius is {radius}; expected a positive number of pixels, or one for each row")
+    radius, candidates = np.broadcast_to(radius, len(here)), np.where(~_blank(catalogue))[0]
+    near = cKDTree(here[candidates]).sparse_distance_matrix(
+        cKDTree(places), radius.max(initial=1), output_type="ndarray"
+    )
+    near = near[near["v"] <= radius[candidates[near["i"]]]]
+    near = near[np.argsort(near["v"], kind="stable")]
+    found, real, rows = np.zeros(len(catalogue), bool), np.zeros(len(places), bool), []
+    for row, (true, seen) in enumerate(zip(candidates[near["i"]].tolist(), near["j"].tolist(), strict=True)):
+        if not found[true] and not real[seen]:
+            found[true] = real[seen] = True
+            rows.append(row)
+    pairs = np.stack([candidates[near["i"][rows]], near["j"][rows]], 1)
+    return Match(pairs, near["v"][rows], found, real)
+
+
+def separation(catalogue: np.ndarray) -> np.ndarray:
+    """Say how far each galaxy is from the next: distance / sum of both half-light radii.
+
+    Parameters
+    ----------
+    catalogue : numpy.ndarray, structured
+        With columns ``x``, ``y``, ``radius`` (px) and perhaps ``blank``.
+
+    Returns
+    -------
+    numpy.ndarray, shape (N,)
+        The smallest such ratio; below 1 two galaxies overlap within their half-light radii. Infinite for
+        blank space, and where no ratio is below 2.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing.
+
+    Notes
+    -----
+    Chapter: A sky of new galaxies
+    """
+    rows, places = np.where(~_blank(catalogue))[0], _places(catalogue)
+    ratios, radii = np.full(len(catalogue), np.inf), catalogue["radius"]
+    if len(rows) > 1:
+        pairs = rows[cKDTree(places[rows]).query_pairs(4 * radii[rows].max(), output_type="ndarray")]
+        apart = np.linalg.norm(places[pairs[:, 0]] - places[pairs[:, 1]], axis=1)
+        ratio = apart / radii[pairs].sum(1)
+        for column in pairs[ratio < 2].T:
+            np.minimum.at(ratios, column, ratio[ratio < 2])
+    return ratios
+
+
+def wilson(hits: int, count: int, *, z: float = 1.96) -> tuple[float, float]:
+    """Return the interval of a share, `hits` of `count`; (0, 1) if nothing was counted.
+
+    Notes
+    -----
+    (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n); z = 1.96 for 95 %. Unlike p ± z sqrt(p(1-p)/n) it
+    never leaves [0, 1] and is not empty at 0 of n.
+
+    References
+    ----------
+    Wilson 1927, JASA 22, 209.
+
+    Chapter: A sky of new galaxies
+    """
+    if not 0 <= hits <= count:
+        raise ValueError(f"got {hits} of {count}; expected 0 <= hits <= count")
+    if not count:
+        return 0.0, 1.0
+    p = hits / count
+    middle, half = p + z**2 / (2 * count), z * np.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
+    low, high = ((middle + sign * half) / (1 + z**2 / count) for sign in (-1, 1))
+    return max(0.0, float(low)), min(1.0, float(high))
+
+
+def rates(values: np.ndarray, hits: np.ndarray, *, edges: np.ndarray) -> np.ndarray:
+    """Return the share of hits in bins of a value: completeness or purity by size, flux or separation.
+
+    Parameters
+    ----------
+    values, hits : numpy.ndarray, shape (N,)
+        The value of each source, and whether it counts.
+    edges : numpy.ndarray, shape (bins + 1,)
+        Rising edges; a value on an edge belongs to the bin above it.
+
+    Returns
+    -------
+    numpy.ndarray, structured, one row per bin
+        ``low``, ``high``, ``count``, ``rate`` (0 in an empty bin), ``lower`` and ``upper`` ends of the 95 %
+        interval of `wilson`.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ or edges do not rise.
+
+    Notes
+    -----
+    Chapter: A sky of new galaxies
+    """
+    edges = np.asarray(edges, float)
+    if len(values) != len(hits) or len(edges) < 2 or not (np.diff(edges) > 0).all():
+        raise ValueError(f"got {len(values)} values, {len(hits)} hits, edges {edges}; expected rising edges")
+    table = np.zeros(len(edges) - 1, RATES)
+    table["low"], table["high"] = edges[:-1], edges[1:]
+    for row in table:
+        inside = (values >= row["low"]) & (values < row["high"])
+        row["count"] = inside.sum()
+        row["rate"] = hits[inside].mean() if row["count"] else 0
+        row["lower"], row["upper"] = wilson(int(hits[inside].sum()), int(row["count"]))
+    return table
+
+
+def resampled_rate(
+    hits: np.ndarray, groups: np.ndarray, *, rounds: int = 1000, generator: torch.Generator
+) -> np.ndarray:
+    """Draw the share of hits anew, with whole groups drawn with replacement.
+
+    Parameters
+    ----------
+    hits, groups : numpy.ndarray, shape (N,)
+        Whether each placement counts, and which stamp it shows: placements of one stamp are no new galaxies.
+    rounds : int
+        How many draws.
+    generator : torch.Generator
+        CPU generator.
+
+    Returns
+    -------
+    numpy.ndarray, shape (rounds,)
+        Shares; their quantiles are the interval.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ or there is nothing to draw.
+
+    Notes
+    -----
+    Chapter: A sky of new galaxies
+    """
+    if len(hits) != len(groups) or not len(hits) or rounds < 1:
+        raise ValueError(f"got {len(hits)} hits, {len(groups)} groups, {rounds} rounds; expected some, alike")
+    _, group = np.unique(groups, return_inverse=True)
+    counts, sums = np.bincount(group), np.bincount(group, hits)
+    drawn = torch.randint(len(counts), (rounds, len(counts)), generator=generator).numpy()
+    return sums[drawn].sum(1) / counts[drawn].sum(1)
+
+
+def _places(table: np.ndarray) -> np.ndarray:
+    missing = {"x", "y"} - set(getattr(table, "dtype", np.dtype("f8")).names or ())
+    if missing:
+        raise ValueError(f"expected a structured array with columns x and y; missing {sorted(missing)}")
+    return np.stack([table["x"], table["y"]], 1).astype(float)
+
+
+def _blank(catalogue: np.ndarray) -> np.ndarray:
+    named = catalogue.dtype.names or ()
+    return catalogue["blank"].astype(bool) if "blank" in named else np.zeros(len(catalogue), bool)
+
+
+DETECTORS = {"SEP": _detect_by_sep, "photutils": _detect_by_photutils}

@@ -1,0 +1,160 @@
+"""Cut galaxies out of their stamps, without sky and without a frame, and choose the stamps that show none."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from galnb.images import check_images
+
+
+@dataclass(frozen=True)
+class CutOut:
+    """Hold galaxies without their sky.
+
+    Parameters
+    ----------
+    light : torch.Tensor, shape (B, 3, S, S)
+        Above the sky, within the footprint.
+    footprints : torch.Tensor, shape (B, 1, S, S)
+        Weights in [0, 1], 0 at the frame.
+    centres : torch.Tensor, shape (B, 2)
+        Centre of the light, x and y from the middle of the stamp, px.
+    radii : torch.Tensor, shape (B,)
+        Half-light radius, px; 0 where nothing stands out.
+
+    Notes
+    -----
+    Chapter: A sky of new galaxies
+    """
+
+    light: torch.Tensor
+    footprints: torch.Tensor
+    centres: torch.Tensor
+    radii: torch.Tensor
+
+
+def blank(galaxies: torch.Tensor, count: int) -> torch.Tensor:
+    """Choose the stamps that are nearly black.
+
+    Parameters
+    ----------
+    galaxies : torch.Tensor, shape (B, C, H, W)
+        Stamps in [0, 1].
+    count : int
+        How many.
+
+    Returns
+    -------
+    torch.Tensor, shape (count,)
+        Indices, blackest first, by the brightness that 1 % of the pixels exceed.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer stamps than asked for.
+
+    Notes
+    -----
+    Chapter: A sky of new galaxies
+    """
+    check_images(galaxies, name="galaxies")
+    if not 1 <= count <= len(galaxies):
+        raise ValueError(f"got {len(galaxies)} stamps to choose {count} blank ones from; expected 1 or more")
+    brightest = galaxies.mean(1).flatten(1)
+    return brightest.kthvalue(max(1, round(0.99 * brightest.shape[1]))).values.argsort()[:count]
+
+
+def cut_out(galaxies: torch.Tensor, *, sigmas: float = 3.0) -> CutOut:
+    """Cut the central galaxy out of each stamp: subtract its sky, keep the light in a soft footprint.
+
+    Parameters
+    ----------
+    galaxies : torch.Tensor, shape (B, 3, S, S)
+        Stamps in [0, 1], at least 16 px.
+    sigmas : float
+        The footprint is the connected region, of those above so many deviations of the smoothed sky, that
+        holds most light near the middle.
+
+    Returns
+    -------
+    CutOut
+
+    Raises
+    ------
+    ValueError
+        If the stamps are not square colour images of 16 px or more.
+
+    Notes
+    -----
+    Sky and deviation are median and 1.4826 MAD of the outermost S/16 px, smoothed by 1.5 px for the latter.
+    The footprint is blurred, so that neither the stamp's sky nor its noise ends at a line, and falls to 0
+    within the circle that the stamp's frame encloses, so that no frame can be seen at any angle.
+
+    Chapter: A sky of new galaxies
+    """
+    check_stamps(galaxies)
+    parts = [_cut(part.float().cpu(), sigmas) for part in galaxies.detach().split(256)]  # bounds the memory
+    return CutOut(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def check_stamps(galaxies: torch.Tensor) -> None:
+    """Refuse what is not a batch of square colour images (B, 3, S, S) of 16 px or more.
+
+    Chapter: A sky of new galaxies
+    """
+    if isinstance(galaxies, torch.Tensor) and galaxies.ndim == 4 and not len(galaxies):
+        raise ValueError("got no galaxies, expected at least one stamp")
+    check_images(galaxies, name="galaxies")
+    channels, height, width = galaxies.shape[1:]
+    if channels != 3 or height != width or width < 16:
+        raise ValueError(
+            f"got stamps of shape {(channels, height, width)}, expected colour (3 channels), square, "
+            "16 px or more; repeat a grey image with x.repeat(1, 3, 1, 1)"
+        )
+
+
+def _cut(galaxies: torch.Tensor, sigmas: float) -> tuple[torch.Tensor, ...]:
+    side = galaxies.shape[-1]
+    edge = torch.ones(side, side, dtype=torch.bool)
+    rim = side // 16
+    edge[rim:-rim, rim:-rim] = False
+    light = galaxies - galaxies[..., edge].median(-1).values[..., None, None]
+    smooth = torch.from_numpy(ndimage.gaussian_filter(light.mean(1).numpy(), (0, 1.5, 1.5)))
+    sky = smooth[:, edge]
+    level = sky.median(1).values[:, None]
+    spread = (1.4826 * (sky - level).abs().median(1).values[:, None]).clamp_min(1 / 255)
+    above = smooth - level[..., None] > sigmas * spread[..., None]
+    place = torch.arange(side) - (side - 1) / 2
+    distance = torch.hypot(place[:, None], place)
+    nearby = smooth.clamp_min(0) * torch.exp(-0.5 * (distance / (side / 8)) ** 2)
+    core = _heaviest_region(above.numpy(), nearby.numpy())
+    wide = ndimage.gaussian_filter(core.astype(np.float32), (0, 3, 3))
+    # 4 w: full weight in the region and 2 px beyond it, fading over the next 5 px
+    circle = ((side / 2 - 0.5 - distance) / (side / 8)).clamp(0, 1)
+    footprints = (torch.from_numpy(4 * wide).clamp(0, 1) * circle.square() * (3 - 2 * circle))[:, None]
+    light = light * footprints
+    return light, footprints, *_centre_and_radius(light.mean(1).clamp_min(0), place)
+
+
+def _heaviest_region(above: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the connected region of each mask (B, S, S) with the largest sum of weights."""
+    within = np.zeros((3, 3, 3), bool)
+    within[1] = True  # neighbours in the same image only
+    regions, count = ndimage.label(above, within)
+    sums = np.bincount(regions.ravel(), weights.ravel(), count + 1)
+    sums[0] = 0  # what is not above the sky is no region
+    best = np.where(regions > 0, sums[regions], 0).max((1, 2), keepdims=True)
+    return (regions > 0) & (sums[regions] >= best)
+
+
+def _centre_and_radius(light: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    total = light.sum((1, 2)).clamp_min(1e-12)
+    x, y = (light.sum(axis) @ place / total for axis in (1, 2))
+    distance = torch.hypot(place[:, None] - y[:, None, None], place - x[:, None, None]).flatten(1)
+    ordered, order = distance.sort(1)
+    grown = light.flatten(1).gather(1, order).cumsum(1)
+    half = (grown < total[:, None] / 2).sum(1, keepdim=True).clamp(max=grown.shape[1] - 1)
+    radii = ordered.gather(1, half)[:, 0] * (light.amax((1, 2)) > 0)
+    return torch.stack([x, y], 1), radii

@@ -1,0 +1,167 @@
+"""Tests of the zoom view and of Deep Zoom tiles."""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from galnb import deepzoom
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+FLAGS += "--disable-component-update --disable-sync"
+ALT = "A field of coloured stripes, one pixel wide"
+
+
+@pytest.fixture
+def field() -> torch.Tensor:
+    """Fine stripes on a slow ramp (3, 700, 1100): an overview cannot show them."""
+    image = torch.linspace(0, 0.5, 1100).expand(3, 700, -1).clone()
+    image[..., 1::2] += 0.4
+    return image
+
+
+def levels_of(page):
+    return json.loads(re.search(r"const \{ levels, marks \} = (\{.*\}), figure", page)[1])
+
+
+def decode(source):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
+
+
+def test_full_size_tiles_are_the_picture(field):
+    page = deepzoom.zoom_view(field, name="field", alt=ALT, tile=256, quality=95)
+    levels = levels_of(page)["levels"]
+    assert [(one["width"], one["height"]) for one in levels] == [(275, 175), (550, 350), (1100, 700)]
+    rows = [np.concatenate([decode(source) for source in row], 1) for row in levels[-1]["rows"]]
+    whole = np.concatenate(rows) / 255
+    assert abs(whole - field.movedim(0, -1).numpy()).mean() < 0.02  # JPEG
+    still = decode(re.search(r'<img src="([^"]+)" alt="' + ALT, page)[1])
+    assert still.shape == (175, 275, 3)
+    assert "http" not in re.sub(r"data:image/jpeg;base64,[^\"]*", "", page), "nothing from elsewhere"
+
+
+def test_marks_and_text_are_escaped(field):
+    page = deepzoom.zoom_view(field, name="f", alt='</script>"x"', marks={"found": np.ones((2, 3))})
+    assert levels_of(page)["marks"][0]["circles"] == [[1, 1, 1], [1, 1, 1]]
+    assert page.count("</script>") == 1 and "&quot;x&quot;" in page
+
+
+def test_deep_zoom_files_follow_the_standard(field, tmp_path):
+    path = deepzoom.write_deep_zoom(tmp_path / "field.dzi", field, tile=256)
+    assert 'TileSize="256"' in path.read_text() and 'Width="1100" Height="700"' in path.read_text()
+    folders = sorted(int(folder.name) for folder in (tmp_path / "field_files").iterdir())
+    assert folders == list(range(12)), "1 px to 2^11 >= 1100 px"
+    assert Image.open(tmp_path / "field_files/0/0_0.jpg").size == (1, 1)
+    assert len(list((tmp_path / "field_files/11").iterdir())) == 5 * 3
+    assert Image.open(tmp_path / "field_files/11/4_2.jpg").size == (1100 - 4 * 256, 700 - 2 * 256)
+    deepzoom.write_deep_zoom(path, field[:, :100, :100])  # a second time, smaller
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["field.dzi", "field_files"]
+    assert len(list((tmp_path / "field_files").iterdir())) == 8
+
+
+def test_bad_input(field, tmp_path):
+    for wrong in ({"name": "a b"}, {"alt": " "}, {"marks": {"odd": np.zeros((1, 3))}}):
+        with pytest.raises(ValueError, match="expected letters"):
+            deepzoom.zoom_view(field, **{"name": "a", "alt": ALT, **wrong})
+    for image in (field[:1], field[None], torch.zeros(3, 0, 5)):
+        with pytest.raises(ValueError, match="one image"):
+            deepzoom.zoom_view(image, name="a", alt=ALT)
+    with pytest.raises(ValueError, match="quality 0"):
+        deepzoom.zoom_view(field, name="a", alt=ALT, quality=0)
+    with pytest.raises(ValueError, match=r"\.dzi"):
+        deepzoom.write_deep_zoom(tmp_path / "field.xml", field)
+
+
+@pytest.fixture
+def page(field, tmp_path):
+    """The view in a headless Chromium, and what the console said."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium on this machine")
+    marks = {"found": np.array([[300, 300, 20.0]])}
+    view = deepzoom.zoom_view(field, name="field", alt=ALT, marks=marks, tile=256)
+    text = f'<!doctype html><body style="width:600px">{view}<p style="height:2000px">'
+    (tmp_path / "page.html").write_text(text)
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=FLAGS.split())
+        context = chromium.new_context(viewport={"width": 640, "height": 600}, has_touch=True)
+        shown = context.new_page()
+        shown.said = []
+        shown.on("pageerror", lambda error: shown.said.append(str(error)))
+        shown.on("console", lambda message: shown.said.append(message.text))
+        shown.goto((tmp_path / "page.html").as_uri())
+        shown.wait_for_function("document.querySelector('canvas').dataset.zoom === '1.000'")
+        yield shown
+        assert not shown.said
+        chromium.close()
+
+
+def contrast(page):
+    """Mean step between neighbouring screen pixels along the middle row of the canvas."""
+    return page.evaluate("""() => { const c = document.querySelector("canvas");
+        const d = c.getContext("2d").getImageData(0, c.height / 2, c.width, 1).data;
+        let sum = 0; for (let i = 4; i < d.length; i += 4) sum += Math.abs(d[i] - d[i - 4]);
+        return sum / c.width; }""")
+
+
+def zoom(page):
+    return float(page.locator("canvas").get_attribute("data-zoom"))
+
+
+def test_zooming_in_shows_what_the_overview_cannot(page):
+    coarse = contrast(page)
+    canvas = page.locator("canvas")
+    canvas.focus()
+    for _ in range(6):
+        canvas.press("+")
+    page.wait_for_function("document.querySelector('canvas').dataset.level === '2'")
+    page.wait_for_timeout(300)
+    assert zoom(page) > 5 and contrast(page) > 5 * coarse, "single pixels of the picture"
+    canvas.press("ArrowRight")
+    assert "centre x 5" in page.locator("output").inner_text()
+    canvas.press("0")
+    assert zoom(page) == 1
+
+
+def test_mouse_buttons_and_marks(page):
+    canvas = page.locator("canvas")
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.wheel(0, -300)
+    page.wait_for_timeout(200)
+    assert zoom(page) == 1, "before a click the wheel scrolls the page"
+    page.evaluate("scrollTo(0, 0)")
+    page.get_by_role("button", name="Zoom in").click()
+    before = page.locator("output").inner_text()
+    page.mouse.move(box["x"] + 200, box["y"] + 200)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 120, box["y"] + 180, steps=3)
+    page.mouse.up()
+    assert page.locator("output").inner_text() != before, "dragging moves"
+    page.mouse.wheel(0, -300)
+    page.wait_for_function("+document.querySelector('canvas').dataset.zoom > 2")
+    page.get_by_role("button", name="whole field").click()
+    assert zoom(page) == 1
+    plain = page.screenshot()
+    page.get_by_role("checkbox").check()
+    assert page.screenshot() != plain and "found (1)" in page.locator("figcaption").inner_text()
+
+
+def test_two_fingers_zoom(page):
+    page.evaluate("""() => { const c = document.querySelector("canvas"), r = c.getBoundingClientRect();
+        c.setPointerCapture = () => {};
+        const send = (kind, id, x, y) => c.dispatchEvent(new PointerEvent(kind, {
+            pointerId: id, pointerType: "touch", clientX: r.x + x, clientY: r.y + y }));
+        send("pointerdown", 1, 200, 200); send("pointerdown", 2, 300, 200);
+        send("pointermove", 2, 400, 200); send("pointermove", 1, 100, 200);
+        send("pointerup", 1, 100, 200); send("pointerup", 2, 400, 200); }""")
+    assert zoom(page) == pytest.approx(3, rel=0.01)
