@@ -32,7 +32,7 @@ from galnb.presets import experiment
 from galnb.smearing import gaussian_kernel
 from galnb.training import TrainingConfig, train
 
-STEPS, BATCH, FEW = 2_500, 8, 283
+STEPS, BATCH, FEW = 1_500, 8, 283
 COUNT, DRAWS, FORTY, SHOWN = 300, 20, 40, 12
 FEATURES = "efficientnet-lite0"
 RECORD = Path(__file__).parent / "records" / "13_lightweight_gan.json"
