@@ -11,11 +11,12 @@ from galnb.batches import turned
 from galnb.imageset import check_sizes
 
 WINDOW = 7  # px; with K1, K2 the defaults of skimage.metrics.structural_similarity
+AREA = WINDOW**2
 K1, K2 = 0.01, 0.03
-UNBIASED = WINDOW**2 / (WINDOW**2 - 1)
 SYMMETRIES = 8
-TILE = 100_000  # numbers in one pass over pairs, so that the passes stay in the cache
-COPIES = 8  # of a piece of the bank that are in memory at once
+QUERIES, PIECE = 64, 256  # images and bank images at a time, enough for efficient matrix products
+TILE = 80_000  # numbers in one product, so that what follows finds them in the cache
+COPIES = 3  # of a piece of the bank that are in memory at once
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,10 @@ def nearest(
 
     Notes
     -----
-    The SSIM of `metrics.ssim` and of scikit-image's defaults. Means and variances in the windows are computed
-    once per image; only the mean of the product of two images is computed for each pair.
+    The SSIM of `metrics.ssim` and of scikit-image's defaults. Every image gets the means and variances of its
+    windows once. The covariances of all pairs in one 7 x 7 window are one product of matrices, (B, 49) with
+    (49, N). Pairs are not skipped by an upper bound: with the true means and variances, and the covariance as
+    large as they allow, less than a fifth of real pairs can be ruled out, as the noise of two skies might agree.
     Chapter: New galaxies
     """
     _check_images(images, count, data_range, symmetries)
@@ -90,90 +93,76 @@ def nearest(
     _check_values(images, limits, data_range)
     kinds = (torch.int64, torch.float32, torch.int64)
     best = Nearest(*(torch.zeros(len(images), 0, dtype=kind) for kind in kinds))
-    for piece in _pieces(bank, max(1, memory // (4 * COPIES * images[0].numel()))):
+    for piece in _pieces(bank, min(PIECE, max(1, memory // (4 * COPIES * images[0].numel())))):
         if piece.shape[1:] != images.shape[1:]:
             raise ValueError(
                 f"the bank holds images {tuple(piece.shape[1:])}, expected {tuple(images.shape[1:])} as given"
             )
         _check_values(piece, limits, data_range)
-        windows = _windows(piece)
-        turns = [turned(images, turn) for turn in range(SYMMETRIES if symmetries else 1)]
         scores = [
-            [_similarities(views[i : i + 1], windows, data_range) for views in turns]
-            for i in range(len(images))
+            torch.cat(
+                [_similarities(part, piece, data_range) for part in turned(images, turn).split(QUERIES)]
+            )
+            for turn in range(SYMMETRIES if symmetries else 1)
         ]
-        best = _merge(best, torch.stack([torch.stack(row) for row in scores]), seen, count)
+        best = _merge(best, torch.stack(scores, 1), seen, count)
         seen += len(piece)
     if seen < count:
         raise ValueError(f"count is {count}, but the bank has only {seen} images")
     return best
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """Values of images (N, C * H * W), and of the window that begins at each pixel the mean without and with
-    the image's level and the variance: 0 where a window would leave the image."""
-
-    values: torch.Tensor
-    means: torch.Tensor
-    full_means: torch.Tensor
-    variances: torch.Tensor
-
-
-def _windows(images: torch.Tensor) -> _Windows:
-    rows, columns = (
-        torch.eye(size, dtype=torch.float64).unfold(0, WINDOW, 1).sum(-1) / WINDOW
-        for size in images.shape[-2:]
-    )
-    result = torch.zeros(4, *images.shape)
-    inside = result[1:, ..., : len(rows), : len(columns)]
-    for index, image in enumerate(images.double()):
-        level = image.mean((-2, -1), keepdim=True)  # differences of large squares would lose digits
-        values = image - level
-        mean = rows @ values @ columns.T
-        variance = UNBIASED * (rows @ values.square() @ columns.T - mean.square())
-        result[0, index] = values
-        inside[:, index] = torch.stack([mean, mean + level, variance])
-    return _Windows(*result.flatten(2))
-
-
-def _similarities(image: torch.Tensor, bank: _Windows, data_range: float) -> torch.Tensor:
-    """Return the SSIM (N,) of one image (1, C, H, W) and each of the bank."""
-    one, (*_, height, width) = _windows(image), image.shape
+def _similarities(images: torch.Tensor, bank: torch.Tensor, data_range: float) -> torch.Tensor:
+    """Return the SSIM (B, N) of every image (B, C, H, W) with every one of the bank (N, C, H, W)."""
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
-    # constants ride on values that are read anyway: a pass over memory costs more than its arithmetic
-    area = WINDOW**2
-    values, means = one.values * (2 * UNBIASED / area), one.means * (2 * UNBIASED)
-    luminance, squares, variances = 2 * one.full_means, one.full_means.square() + c1, one.variances + c2
-    share, first = torch.tensor(c2 / area), torch.tensor(c1)
-    weights = torch.zeros(image.shape[1:])
-    weights[:, : height - WINDOW + 1, : width - WINDOW + 1] = 1
-    weights = (weights / weights.sum()).flatten()
-    tile = max(1, TILE // weights.numel())
-    buffers = torch.zeros(3, tile, weights.numel())
-    scores = []
-    for start in range(0, len(bank.values), tile):
-        piece = slice(start, start + tile)
-        a, b, c = buffers[:, : len(bank.values[piece])]
-        torch.addcmul(share, values, bank.values[piece], out=a)
-        _sum_of_seven(a.view(-1), b.view(-1), c.view(-1), 1)
-        _sum_of_seven(c.view(-1), a.view(-1), b.view(-1), width)
-        b.addcmul_(means, bank.means[piece], value=-1)  # 2 covariance + c2
-        b *= torch.addcmul(first, luminance, bank.full_means[piece], out=a)
-        b /= torch.addcmul(squares, bank.full_means[piece], bank.full_means[piece], out=a)
-        b /= torch.add(variances, bank.variances[piece], out=a)
-        scores.append(b @ weights)
-    return torch.cat(scores)
+    total = torch.zeros(len(images), len(bank), dtype=torch.float64)
+    step = max(1, TILE // total.numel())
+    buffers, ones, count = torch.empty(2, step, *total.shape), torch.ones(step), 0
+    for (x, x_mean, x_var), (y, y_mean, y_var) in zip(_rows(images), _rows(bank), strict=True):
+        x = torch.mul(x - x_mean[:, None], 2 / (AREA - 1)).transpose(1, 2)
+        # 2 mx my + c1 and (mx² + my² + c1) (vx + vy + c2) as sums of products of what x and y have alone
+        one, square, spread = torch.ones_like(x_mean), x_mean.square() + c1, x_var + c2
+        x_luminance = torch.stack([2 * x_mean, c1 * one], 2)
+        x_norm = torch.stack([square * spread, square, spread, one], 2)
+        one, square = torch.ones_like(y_mean), y_mean.square()
+        y_luminance = torch.stack([y_mean, one], 1)
+        y_norm = torch.stack([one, y_var, square, square * y_var], 1)
+        for start in range(0, len(x), step):
+            part = slice(start, start + step)
+            ratio, other = buffers[:, : len(x[part])]
+            torch.baddbmm(ratio.fill_(c2), x[part], y[part], out=ratio)  # 2 covariance + c2
+            ratio *= torch.bmm(x_luminance[part], y_luminance[part], out=other)
+            ratio /= torch.bmm(x_norm[part], y_norm[part], out=other)
+            total += (ones[: len(ratio)] @ ratio.flatten(1)).view_as(total)
+        count += len(x)
+    return (total / count).float()
 
 
-def _sum_of_seven(values: torch.Tensor, two: torch.Tensor, out: torch.Tensor, step: int) -> None:
-    """Write to `out` the sum of 7 values, `step` apart, from each place on; the end of `out` is left."""
-    n = len(values)
-    torch.add(values[: n - step], values[step:], out=two[: n - step])
-    four = out[: n - 3 * step]
-    torch.add(two[: n - 3 * step], two[2 * step : n - step], out=four)
-    out[: n - 5 * step] += two[4 * step : n - step]
-    out[: n - 6 * step] += values[6 * step :]
+def _rows(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield for each row of windows of each channel the values (windows, 49, B), means and variances
+    (windows, B)."""
+    for channel in images.permute(1, 2, 3, 0).contiguous():  # images side by side, as matrix products want
+        sums = torch.zeros(2, *channel.shape[1:], dtype=torch.float64)  # of 7 rows: values and squares
+        for bottom, row in enumerate(channel):
+            for values, sign in ((row, 1), (channel[bottom - WINDOW], -1))[: 1 + (bottom >= WINDOW)]:
+                values = values.double()
+                sums[0].add_(values, alpha=sign)
+                sums[1].addcmul_(values, values, value=sign)
+            if bottom < WINDOW - 1:
+                continue
+            strip = channel[bottom - WINDOW + 1 : bottom + 1].transpose(0, 1).contiguous()  # (W, 7, B)
+            # column by column, so that 49 rows of it, from every seventh on, are a window
+            shape, (column, pixel, _) = (len(strip) - WINDOW + 1, AREA, strip.shape[2]), strip.stride()
+            mean, squares = _sum_of_seven(sums) / AREA
+            variance = (squares - mean.square()) * (AREA / (AREA - 1))
+            yield strip.as_strided(shape, (column, pixel, 1)), mean.float(), variance.float()
+
+
+def _sum_of_seven(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of 7 neighbours along axis 1, in four additions."""
+    two = values[:, :-1] + values[:, 1:]
+    four = two[:, :-2] + two[:, 2:]
+    return four[:, :-3].add_(two[:, 4:-1]).add_(values[:, 6:])
 
 
 def _merge(best: Nearest, scores: torch.Tensor, seen: int, count: int) -> Nearest:
