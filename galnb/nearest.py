@@ -84,8 +84,8 @@ def nearest(
     -----
     The SSIM of `metrics.ssim` and of scikit-image's defaults. Every image gets the means and variances of its
     windows once. The covariances of all pairs in one 7 x 7 window are one product of matrices, (B, 49) with
-    (49, N). Pairs are not skipped by an upper bound: with the true means and variances, and the covariance as
-    large as they allow, less than a fifth of real pairs can be ruled out, as the noise of two skies might agree.
+    (49, N). No pair is skipped by an upper bound: with the covariance as large as the variances allow, a
+    fifth of real pairs at most could be, since the noise of two skies might agree.
     Chapter: New galaxies
     """
     _check_images(images, count, data_range, symmetries)
