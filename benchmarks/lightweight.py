@@ -8,10 +8,10 @@ device. To run this, put it and what its networks need into a folder of their ow
     PYTHONPATH=/tmp/peer python -m benchmarks.lightweight
 
 On a CPU it is imported with `torch.cuda.is_available` answering yes, and its `LightweightGAN` (networks,
-Adam, first weights) is built with `.cuda` doing nothing. Its `Trainer` cannot run there; `_their_step` does what
-`Trainer.train` does in one step at its defaults: hinge of both heads, redrawing, the penalty of true and drawn
-images every fourth step, no augmentation. Ours is a step of `training.train`, with augmentation and the
-running mean of the weights. Both get the same galaxies of the Hubble Deep Field.
+Adam, first weights) is built with `.cuda` doing nothing. Its `Trainer` cannot run there; `_their_step` does
+what `Trainer.train` does in one step at its defaults: hinge of both heads, redrawing, the penalty of true
+and drawn images every fourth step, no augmentation. Ours is a step of `training.train`, with augmentation
+and the running mean of the weights. Both get the same galaxies of the Hubble Deep Field.
 """
 
 import itertools
