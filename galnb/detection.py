@@ -73,7 +73,7 @@ def _detect_by_sep(light: np.ndarray, detection: Detection, mesh: int) -> np.nda
     background.subfrom(light)
     steps = {"deblend_nthresh": detection.levels, "deblend_cont": detection.contrast}
     limits = sep.get_extract_pixstack(), sep.get_sub_object_limit()
-    sep.set_extract_pixstack(max(limits[0], light.size // 4))  # SEP's own is for a small, empty field
+    sep.set_extract_pixstack(max(limits[0], light.size // 16))  # SEP's own is for a small, empty field
     sep.set_sub_object_limit(max(limits[1], 8192))
     try:
         found = sep.extract(

@@ -1,11 +1,13 @@
 """Tests of the zoom view and of Deep Zoom tiles."""
 
 import base64
+import contextlib
 import io
 import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,29 +82,35 @@ def test_bad_input(field, tmp_path):
         deepzoom.write_deep_zoom(tmp_path / "field.xml", field)
 
 
-@pytest.fixture
-def page(field, tmp_path):
-    """The view in a headless Chromium, and what the console said."""
+@contextlib.contextmanager
+def opened(address):
+    """A page in a headless Chromium that must say no error."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=FLAGS.split())
+        context = chromium.new_context(viewport={"width": 640, "height": 600}, has_touch=True)
+        shown, said = context.new_page(), []
+        shown.on("pageerror", lambda error: said.append(str(error)))
+        shown.on("console", lambda line: said.append(line.text) if line.type == "error" else None)
+        shown.goto(address)
+        shown.wait_for_function("document.querySelector('figure canvas').dataset.zoom === '1.000'")
+        yield shown
+        assert not said
+        chromium.close()
+
+
+@pytest.fixture
+def page(field, tmp_path):
+    """The view alone in a page."""
     marks = {"found": np.array([[300, 300, 20.0]])}
     view = deepzoom.zoom_view(field, name="field", alt=ALT, marks=marks, tile=256)
     text = f'<!doctype html><body style="width:600px">{view}<p style="height:2000px">'
     (tmp_path / "page.html").write_text(text)
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=program, args=FLAGS.split())
-        context = chromium.new_context(viewport={"width": 640, "height": 600}, has_touch=True)
-        shown = context.new_page()
-        shown.said = []
-        shown.on("pageerror", lambda error: shown.said.append(str(error)))
-        shown.on("console", lambda message: shown.said.append(message.text))
-        shown.goto((tmp_path / "page.html").as_uri())
-        shown.wait_for_function("document.querySelector('canvas').dataset.zoom === '1.000'")
+    with opened((tmp_path / "page.html").as_uri()) as shown:
         yield shown
-        assert not shown.said
-        chromium.close()
 
 
 def contrast(page):
@@ -114,7 +122,7 @@ def contrast(page):
 
 
 def zoom(page):
-    return float(page.locator("canvas").get_attribute("data-zoom"))
+    return float(page.locator("figure canvas").get_attribute("data-zoom"))
 
 
 def test_zooming_in_shows_what_the_overview_cannot(page):
@@ -165,3 +173,23 @@ def test_two_fingers_zoom(page):
         send("pointermove", 2, 400, 200); send("pointermove", 1, 100, 200);
         send("pointerup", 1, 100, 200); send("pointerup", 2, 400, 200); }""")
     assert zoom(page) == pytest.approx(3, rel=0.01)
+
+
+@pytest.mark.book
+def test_field_in_the_book_can_be_zoomed():
+    chapter = Path(__file__).parents[1] / "_build" / "html" / "notebooks" / "14_mosaic.html"
+    if not chapter.exists():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "chapter 14 is not rendered; run make book first"
+        )
+    with opened(chapter.as_uri()) as page:
+        canvas = page.locator("figure canvas")
+        canvas.focus()
+        first = canvas.get_attribute("data-level")
+        for _ in range(8):
+            canvas.press("+")
+        assert zoom(page) > 4 and canvas.get_attribute("data-level") > first, "larger tiles are shown"
+        still = page.locator("figure#zoom-field img")
+        assert (
+            len(still.get_attribute("alt")) > 20 and "found" in page.locator("figure#zoom-field").inner_text()
+        )
