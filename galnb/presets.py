@@ -393,8 +393,8 @@ EXPERIMENTS = {
     },
     "14_mosaic": {
         "quick": Experiment(minutes=1, memory_gib=2, images=300),
-        "laptop": Experiment(minutes=5, memory_gib=3, images=3000),
-        "gpu": Experiment(minutes=5, memory_gib=3, images=3000),
+        "laptop": Experiment(minutes=5, memory_gib=4, images=3000),
+        "gpu": Experiment(minutes=5, memory_gib=4, images=3000),
     },
     "deblender-paper": {"quick": _QUICK, **_PAPER},
     "deblender-bounded": {"quick": _QUICK_BOUNDED, **_BOUNDED},

@@ -201,6 +201,15 @@ KEY_NUMBERS = [
     ("11_smearing", "largest_change_of_light", 0, 1e-6, "sums of float64, kernel of sum 1"),
     ("11_smearing", "peak_left_sigma_1", 0.4, 0.95, "median over drawn galaxies"),
     ("11_smearing", "more_lit_sigma_1", 1.05, 2.5, "smearing lights pixels"),
+    ("14_mosaic", "completeness/all", 0.7, 1, "drawn galaxies; crowding sets it, and the places are fixed"),
+    ("14_mosaic", "alone", 0.95, 1, "galaxies without a close neighbour are found"),
+    ("14_mosaic", "luck/all", 0, 0.05, "detections moved away; a formula gives 0.01 to 0.03"),
+    ("14_mosaic", "on_empty_sky", 0, 10, "noise alone, half a million pixels"),
+    ("14_mosaic", "on_a_galaxy", 0.6, 1, "most of what is not in the truth is a piece of a galaxy"),
+    ("14_mosaic", "flux_ratio", 0.85, 1.1, "light found over true light, without the wings"),
+    ("14_mosaic", "page_megabytes", 0.1, 3, "the zoom view must not weigh more"),
+    ("14_mosaic", "kept/placements", 25_000, 25_000, "size of the record"),
+    ("14_mosaic", "kept/bigger/0", 0.5, 1, "the report's statement, on the record"),
 ]
 
 
