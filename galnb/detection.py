@@ -1,14 +1,16 @@
 """Find sources in a wide field and hold them against the truth: who was found, and what is real."""
 
+import importlib
 import warnings
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from galnb.classical import Detection, _load
+from galnb.classical import Detection
 from galnb.images import check_images
 from galnb.metrics import DETECTION_KERNEL
 
@@ -321,6 +323,16 @@ def _places(table: np.ndarray) -> np.ndarray:
 def _blank(catalogue: np.ndarray) -> np.ndarray:
     named = catalogue.dtype.names or ()
     return catalogue["blank"].astype(bool) if "blank" in named else np.zeros(len(catalogue), bool)
+
+
+def _load(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = name.partition(".")[0]
+        raise ModuleNotFoundError(
+            f'detection needs {package}; install it with: pip install "galnb[sky]"'
+        ) from error
 
 
 DETECTORS = {"SEP": _detect_by_sep, "photutils": _detect_by_photutils}

@@ -96,6 +96,16 @@ def test_bad_images(image, options, words):
         detection.detect(image, **options)
 
 
+@pytest.mark.parametrize("method", sorted(detection.DETECTORS))
+def test_a_missing_package_is_named_with_the_extra(monkeypatch, method):
+    def missing(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(ModuleNotFoundError, match=rf"needs {method.lower()}.*galnb\[sky\]"):
+        detection.detect(torch.zeros(3, 64, 64), method=method)
+
+
 def test_match_is_one_to_one_and_nearest_first():
     true = catalogue([(0, 0), (10, 0), (50, 50)], blank=[False, False, True])
     seen = catalogue([(1, 0), (2, 0), (50, 50), (11, 0)])
