@@ -1,11 +1,13 @@
 """Train the small Lightweight GANs of the chapter New galaxies and measure the shipped one.
 
     python -m book.lightweight_study train GALAXY_ZOO_FOLDER OUT_FOLDER
-    python -m book.lightweight_study measure GALAXY_ZOO_FOLDER OUT_FOLDER
+    python -m book.lightweight_study shipped GALAXY_ZOO_FOLDER OUT_FOLDER
+    python -m book.lightweight_study runs GALAXY_ZOO_FOLDER OUT_FOLDER
 
-The first trains one network per row of `RUNS` (some minutes each, continued when called again). The second
-measures them and the shipped `lightweight-64`, and writes `book/records/13_lightweight_gan.json` and, beside
-it, an `.npz` with features of real images and with generated images. No real image is in either.
+The first trains one network per row of `RUNS` (some minutes each, continued when called again). The others
+measure the shipped `lightweight-64` and those networks, and write their parts of
+`book/records/13_lightweight_gan.json` and, beside it, of an `.npz` with features of real images and with
+generated images. No real image is in either. Stages of `lightweight-64` are read from OUT_FOLDER.
 """
 
 import datetime
@@ -191,65 +193,80 @@ def measure_small(name: str, run: Run, folder: str, out: Path, test: torch.Tenso
     return result, drawn[:SHOWN]
 
 
-def measure(folder: str, out: Path) -> None:
-    noise = torch.Generator().manual_seed(0)
+def real_images(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Pixels and features of both splits of Galaxy Zoo."""
     pixels = {split: images.galaxy_zoo(folder, size=64, split=split).pixels for split in ("train", "test")}
     network = feature_network(FEATURES, pooled=True)
-    real = {split: distances.embed(found, network) for split, found in pixels.items()}
+    return pixels, {split: distances.embed(found, network) for split, found in pixels.items()}
+
+
+def measure_shipped(folder: str, out: Path) -> None:
+    noise = torch.Generator().manual_seed(0)
+    pixels, real = real_images(folder)
+    network = feature_network(FEATURES, pooled=True)
     shipped = checkpoints.load_checkpoint("lightweight-64")
     drawn = generate(shipped.gan, 3 * COUNT, generator=torch.Generator().manual_seed(0))
     vectors = distances.embed(drawn, network)
+    some, test = pixels["train"][:COUNT], real["test"]
     others = {
-        "blurred": distances.embed(blurred(pixels["train"][:COUNT]), network),
-        "quarter turn of hue": distances.embed(
-            rotate_hue(pixels["train"][:COUNT], torch.full((COUNT,), 0.25)).clamp(0, 1), network
-        ),
-        "noise": distances.embed(torch.rand(COUNT, 3, 64, 64, generator=noise), network),
+        "blurred by 1 px": blurred(some),
+        "a quarter turn of hue": rotate_hue(some, torch.full((COUNT,), 0.25)).clamp(0, 1),
+        "noise": torch.rand(COUNT, 3, 64, 64, generator=noise),
     }
-    record = {
-        "date": datetime.date.today().isoformat(),
-        "command": "python -m book.lightweight_study measure GALAXY_ZOO_FOLDER OUT_FOLDER",
-        "weights": hashlib.sha256(checkpoints.shipped("lightweight-64").read_bytes()).hexdigest(),
-        "steps": shipped.step,
-        "count": COUNT,
-        "features": FEATURES,
-        "distances": distance_table(vectors, real, noise),
-        "others": {
-            name: distances.frechet_distance(given, real["test"], features=FEATURES).value
-            for name, given in others.items()
-        },
-        "by_count": {
-            str(count): [
-                distances.frechet_distance(given[-count:], real["test"][:count], features=FEATURES).value
-                for given in (vectors, real["train"])
-            ]
-            for count in (40, 75, 150, COUNT)
-        },
-        "memorised": memorised(drawn[:FORTY], pixels["test"], pixels["train"]),
-        "memorised_all": memorised(drawn[:COUNT], pixels["test"], pixels["train"])["fractions"],
-        "prefers_training": preference(
-            scores(shipped.gan, pixels["train"]), scores(shipped.gan, pixels["test"])
-        ),
-        "real_over_generated": preference(scores(shipped.gan, pixels["test"]), scores(shipped.gan, drawn)),
-        "rare_hues": {"real": rare_hues(pixels["test"]), "lightweight-64": rare_hues(drawn)},
-    }
-    stages = sorted(out.glob("lightweight-64/step*.safetensors"), key=lambda path: int(path.stem[4:]))
+
+    def frechet(given: torch.Tensor, count: int = COUNT) -> float:
+        return distances.frechet_distance(given[-count:], test[:count], features=FEATURES).value
+
+    steps = sorted(out.glob("lightweight-64/step*.safetensors"), key=lambda path: int(path.stem[4:]))
     by_step = {}
-    for path in [*stages, checkpoints.shipped("lightweight-64")]:
+    for path in [*steps, checkpoints.shipped("lightweight-64")]:
         stage = checkpoints.load_checkpoint(path)
-        seen = distances.embed(
-            generate(stage.gan, COUNT, generator=torch.Generator().manual_seed(0)), network
-        )
-        by_step[str(stage.step)] = distances.frechet_distance(seen, real["test"], features=FEATURES).value
-    record["by_step"], record["runs"], kept = by_step, {}, {}
+        seen = generate(stage.gan, COUNT, generator=torch.Generator().manual_seed(0))
+        by_step[str(stage.step)] = frechet(distances.embed(seen, network))
+    known, held = scores(shipped.gan, pixels["train"]), scores(shipped.gan, pixels["test"])
+    keep(
+        {
+            "date": datetime.date.today().isoformat(),
+            "command": "python -m book.lightweight_study shipped GALAXY_ZOO_FOLDER OUT_FOLDER",
+            "weights": hashlib.sha256(checkpoints.shipped("lightweight-64").read_bytes()).hexdigest(),
+            "steps": shipped.step,
+            "count": COUNT,
+            "features": FEATURES,
+            "distances": distance_table(vectors, real, noise),
+            "others": {name: frechet(distances.embed(given, network)) for name, given in others.items()},
+            "by_count": {
+                str(count): [frechet(given, count) for given in (vectors, real["train"])]
+                for count in (40, 75, 150, COUNT)
+            },
+            "by_step": by_step,
+            "memorised": memorised(drawn[:FORTY], pixels["test"], pixels["train"]),
+            "memorised_all": memorised(drawn[:COUNT], pixels["test"], pixels["train"])["fractions"],
+            "prefers_training": preference(known, held),
+            "real_over_generated": preference(held, scores(shipped.gan, drawn)),
+            "rare_hues": {"real": rare_hues(pixels["test"]), "lightweight-64": rare_hues(drawn)},
+        },
+        {f"features {split}": given[-COUNT:].half().numpy() for split, given in real.items()},
+    )
+
+
+def measure_runs(folder: str, out: Path) -> None:
+    pixels, real = real_images(folder)
+    found, drawn = {}, {}
     for name, run in RUNS.items():
-        record["runs"][name], kept[name] = measure_small(name, run, folder, out, pixels["test"], real)
-    write_atomically(RECORD, (json.dumps(_rounded(record), indent=1) + "\n").encode())
-    arrays = {f"drawn {name}": (part * 255).round().byte().numpy() for name, part in kept.items()}
-    arrays |= {f"features {split}": given[-COUNT:].half().numpy() for split, given in real.items()}
+        found[name], drawn[name] = measure_small(name, run, folder, out, pixels["test"], real)
+    pictures = {f"drawn {name}": (part * 255).round().byte().numpy() for name, part in drawn.items()}
+    keep({"runs": found}, pictures)
+
+
+def keep(part: dict, arrays: dict) -> None:
+    """Put a part of the record and its arrays beside what is there."""
+    place = RECORD.with_suffix(".npz")
+    known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    stored = dict(np.load(place)) if place.exists() else {}
+    write_atomically(RECORD, (json.dumps(known | _rounded(part), indent=1) + "\n").encode())
     content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    write_atomically(RECORD.with_suffix(".npz"), content.getvalue())
+    np.savez_compressed(content, **(stored | arrays))
+    write_atomically(place, content.getvalue())
 
 
 def _rounded(value):
@@ -262,7 +279,7 @@ def _rounded(value):
 
 def main() -> None:
     what, folder, out = sys.argv[1:]
-    {"train": train_all, "measure": measure}[what](folder, Path(out))
+    {"train": train_all, "shipped": measure_shipped, "runs": measure_runs}[what](folder, Path(out))
 
 
 if __name__ == "__main__":
