@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import cache
 
 import numpy as np
 import torch
@@ -35,12 +36,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 def galaxies(count: int, size: int, seed: int) -> torch.Tensor:
     """Return cutouts of the Hubble Deep Field, (count, 3, size, size), each turned, dimmed and with noise."""
-    found = hubble_deep_field(size=80).pixels
+    found = _stamps()
     random = torch.Generator().manual_seed(seed)
     chosen = found[torch.randint(len(found), (count,), generator=random)]
     large = torch.nn.functional.interpolate(chosen, (size, size), mode="bilinear")
     light = 0.5 + 0.5 * torch.rand(count, 1, 1, 1, generator=random)
     return (light * large + 0.02 * torch.randn(large.shape, generator=random)).clamp(0, 1)
+
+
+@cache
+def _stamps() -> torch.Tensor:
+    return hubble_deep_field(size=80).pixels
 
 
 def main() -> str:

@@ -14,8 +14,8 @@ WINDOW = 7  # px; with K1, K2 the defaults of skimage.metrics.structural_similar
 AREA = WINDOW**2
 K1, K2 = 0.01, 0.03
 SYMMETRIES = 8
-QUERIES, PIECE = 64, 256  # images and bank images at a time, enough for efficient matrix products
-TILE = 80_000  # numbers in one product, so that what follows finds them in the cache
+QUERIES, PIECE = 64, 512  # images and bank images at a time, enough for efficient matrix products
+TILE = 160_000  # numbers in one product, so that what follows finds them in the cache
 COPIES = 3  # of a piece of the bank that are in memory at once
 
 
@@ -50,7 +50,7 @@ def nearest(
     count: int = 1,
     data_range: float = 1.0,
     symmetries: bool = False,
-    memory: int = 2**28,
+    memory: int = 2**29,
 ) -> Nearest:
     """Find the bank images with the largest SSIM for each image.
 
@@ -115,11 +115,11 @@ def nearest(
 def _similarities(images: torch.Tensor, bank: torch.Tensor, data_range: float) -> torch.Tensor:
     """Return the SSIM (B, N) of every image (B, C, H, W) with every one of the bank (N, C, H, W)."""
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
-    total = torch.zeros(len(images), len(bank), dtype=torch.float64)
-    step = max(1, TILE // total.numel())
-    buffers, ones, count = torch.empty(2, step, *total.shape), torch.ones(step), 0
+    total = torch.zeros(1, len(images) * len(bank), dtype=torch.float64)
+    step, count = max(1, TILE // total.numel()), 0
+    buffers, ones = torch.empty(2, step, len(images), len(bank)), torch.ones(1, step)
     for (x, x_mean, x_var), (y, y_mean, y_var) in zip(_rows(images), _rows(bank), strict=True):
-        x = torch.mul(x - x_mean[:, None], 2 / (AREA - 1)).transpose(1, 2)
+        x = (x - x_mean[:, None]).transpose(1, 2)
         # 2 mx my + c1 and (mx² + my² + c1) (vx + vy + c2) as sums of products of what x and y have alone
         one, square, spread = torch.ones_like(x_mean), x_mean.square() + c1, x_var + c2
         x_luminance = torch.stack([2 * x_mean, c1 * one], 2)
@@ -127,15 +127,17 @@ def _similarities(images: torch.Tensor, bank: torch.Tensor, data_range: float) -
         one, square = torch.ones_like(y_mean), y_mean.square()
         y_luminance = torch.stack([y_mean, one], 1)
         y_norm = torch.stack([one, y_var, square, square * y_var], 1)
-        for start in range(0, len(x), step):
-            part = slice(start, start + step)
-            ratio, other = buffers[:, : len(x[part])]
-            torch.baddbmm(ratio.fill_(c2), x[part], y[part], out=ratio)  # 2 covariance + c2
-            ratio *= torch.bmm(x_luminance[part], y_luminance[part], out=other)
-            ratio /= torch.bmm(x_norm[part], y_norm[part], out=other)
-            total += (ones[: len(ratio)] @ ratio.flatten(1)).view_as(total)
+        row = torch.zeros(total.shape)
+        parts = (x, y, x_luminance, y_luminance, x_norm, y_norm)
+        for x_part, y_part, *factors in zip(*(part.split(step) for part in parts), strict=True):
+            ratio, other = buffers[:, : len(x_part)]
+            torch.baddbmm(ratio.fill_(c2), x_part, y_part, alpha=2 / (AREA - 1), out=ratio)  # 2 cov + c2
+            ratio *= torch.bmm(factors[0], factors[1], out=other)
+            ratio /= torch.bmm(factors[2], factors[3], out=other)
+            row.addmm_(ones[:, : len(ratio)], ratio.flatten(1))
+        total += row
         count += len(x)
-    return (total / count).float()
+    return (total / count).float().view(len(images), len(bank))
 
 
 def _rows(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

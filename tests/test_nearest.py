@@ -86,7 +86,7 @@ def test_the_bank_may_come_in_any_form(sky, tmp_path):
 
 def test_of_equal_images_the_first_wins_across_pieces(sky):
     images, bank = sky[:2], torch.cat([sky[5:10], sky[:2], sky[:2]])
-    for memory in (2**28, 1):
+    for memory in (2**29, 1):
         found = nearest(images, bank, count=2, memory=memory)
         assert found.indices.tolist() == [[5, 7], [6, 8]]
         assert torch.allclose(found.scores, torch.ones(2, 2), atol=1e-6)
