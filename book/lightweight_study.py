@@ -35,7 +35,7 @@ from galnb.smearing import gaussian_kernel
 from galnb.training import TrainingConfig, train
 
 STEPS, BATCH, FEW = 1_500, 8, 283
-COUNT, DRAWS, FORTY, SHOWN = 300, 20, 40, 12
+COUNT, DRAWS, FORTY, HELD, SHOWN = 300, 20, 40, 150, 12
 FEATURES = "efficientnet-lite0"
 RECORD = Path(__file__).parent / "records" / "13_lightweight_gan.json"
 BARE, WITH = Augmentation(hue=0.0, translation=0.0, cutout=0.0), Augmentation()
@@ -183,7 +183,7 @@ def measure_small(name: str, run: Run, folder: str, out: Path, test: torch.Tenso
     held_out = hubble_halves()[1] if run.data == "hubble" else test
     result = {
         "images": len(bank),
-        "memorised": memorised(drawn[:100], held_out, bank),
+        "memorised": memorised(drawn[:FORTY], held_out[:HELD], bank),
         "prefers_training": preference(scores(gan, bank), scores(gan, held_out)),
         "rare_hues": rare_hues(drawn),
     }
@@ -219,7 +219,7 @@ def measure_shipped(folder: str, out: Path) -> None:
 
     steps = sorted(out.glob("lightweight-64/step*.safetensors"), key=lambda path: int(path.stem[4:]))
     by_step = {}
-    for path in [*steps, checkpoints.shipped("lightweight-64")]:
+    for path in [*steps[::2], checkpoints.shipped("lightweight-64")]:
         stage = checkpoints.load_checkpoint(path)
         seen = generate(stage.gan, COUNT, generator=torch.Generator().manual_seed(0))
         by_step[str(stage.step)] = frechet(distances.embed(seen, network))
@@ -239,8 +239,7 @@ def measure_shipped(folder: str, out: Path) -> None:
                 for count in (40, 75, 150, COUNT)
             },
             "by_step": by_step,
-            "memorised": memorised(drawn[:FORTY], pixels["test"], pixels["train"]),
-            "memorised_all": memorised(drawn[:COUNT], pixels["test"], pixels["train"])["fractions"],
+            "memorised": memorised(drawn[:FORTY], pixels["test"][:HELD], pixels["train"]),
             "prefers_training": preference(known, held),
             "real_over_generated": preference(held, scores(shipped.gan, drawn)),
             "rare_hues": {"real": rare_hues(pixels["test"]), "lightweight-64": rare_hues(drawn)},

@@ -40,7 +40,7 @@ class Distance:
     features: str
 
 
-def embed(images: torch.Tensor, features: str | nn.Module, *, batch: int = 32) -> torch.Tensor:
+def embed(images: torch.Tensor, features: str | nn.Module, *, batch: int = 8) -> torch.Tensor:
     """Compute one vector of features per image, once, for any number of distances.
 
     Parameters
