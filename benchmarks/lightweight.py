@@ -3,9 +3,9 @@
 The package is no dependency of ours: it brings a dozen others, and refuses to be imported without a CUDA
 device. To run this, put it and what its networks need into a folder of their own:
 
-    pip install --target /tmp/peer --no-deps lightweight-gan==1.2.1 kornia kornia_rs einops \\
+    pip install --target peers --no-deps lightweight-gan==1.2.1 kornia kornia_rs einops \\
         adabelief-pytorch tabulate colorama
-    PYTHONPATH=/tmp/peer python -m benchmarks.lightweight
+    PYTHONPATH=peers python -m benchmarks.lightweight
 
 On a CPU it is imported with `torch.cuda.is_available` answering yes, and its `LightweightGAN` (networks,
 Adam, first weights) is built with `.cuda` doing nothing. Its `Trainer` cannot run there; `_their_step` does
