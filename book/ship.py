@@ -85,8 +85,8 @@ def write_index() -> None:
         "Written by `python -m book.ship`. Half precision; each file holds both networks and the config",
         "that rebuilds them. Deblenders: trained on Galaxy Zoo images (SDSS; the last 300 by name never",
         "used), most also on Hubble stamps from scikit-image. Radio: trained on the training split of the",
-        "FIRST images in firstgalaxydata. Lightweight: Galaxy Zoo without those 300, or Hubble stamps from the",
-        "left part of the field. No image is in here. Stages: `NAME@STAGE`, the last one `NAME`.",
+        "FIRST images in firstgalaxydata. Lightweight: Galaxy Zoo without those 300, or Hubble stamps from",
+        "the left part of the field. No image is in here. Stages: `NAME@STAGE`, the last one `NAME`.",
         "",
     ]
     for name, about in cards.items():

@@ -136,7 +136,7 @@ def test_unknown_data_are_refused(data, small):
 
 
 def test_unknown_names_and_missing_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="'vanilla' cannot be trained here; known are deblender, .*bounded"):
+    with pytest.raises(ValueError, match=r"'vanilla' cannot be trained here; known are deblender, .*bounded"):
         run_deblender("vanilla", "quick", data="hubble", folder=tmp_path)
     with pytest.raises(ValueError, match="preset 'huge' is unknown"):
         run_deblender("deblender", "huge", data="hubble", folder=tmp_path)
