@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from galnb import __version__
 from galnb.files import write_atomically
 
+STARTS = 3  # of a notebook's kernel
 Point = dict[str, Any]
 Task = Callable[..., Mapping[str, Any]]
 
@@ -201,9 +202,15 @@ class _Notebook:
         copy = folder / self.path.name
         folder.mkdir(parents=True, exist_ok=True)
         values = {**point, "out_dir": str(folder)}
-        papermill.execute_notebook(
-            self.path, copy, values, kernel_name="python3", cwd=folder, progress_bar=False
-        )
+        for start in range(1, STARTS + 1):
+            try:
+                papermill.execute_notebook(
+                    self.path, copy, values, kernel_name="python3", cwd=folder, progress_bar=False
+                )
+                break
+            except RuntimeError as error:  # kernels that start at once may take one another's port
+                if start == STARTS or not str(error).startswith(("Kernel didn't", "Kernel died before")):
+                    raise
         written = sorted(folder.rglob("results.json"))
         if len(written) != 1:
             raise ValueError(

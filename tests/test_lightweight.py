@@ -126,7 +126,8 @@ def test_the_slope_is_measured_now_and_then_and_weighs_as_much_more(generator):
         if found["slope"] > 0
     )
     rest = parts["total"] - parts["hinge"] - parts["redrawing"]
-    assert rest.item() == pytest.approx(4 * parts["slope"].item(), rel=1e-3)
+    weight = 4 * gan.config.penalty
+    assert rest.item() == pytest.approx(weight * parts["slope"].item(), rel=1e-3)
 
 
 def test_training_learns_a_colour_and_goes_through_files(tmp_path, generator):

@@ -420,7 +420,16 @@ def test_conservation_in_shipped_discriminators(name):
     found = polarized_relevance(gan.discriminator.double(), draw(2, channels, side, side))
     # A map is empty when the last layer has no contribution of its sign; what enters it is lost, and named.
     arrived = torch.stack([found.positive.sum((1, 2, 3)), found.negative.sum((1, 2, 3))], 1)
-    assert ((found.leak.abs() <= 1e-9) | (arrived == 0)).all(), found.leak
+    whole = ((found.leak.abs() <= 1e-9) | (arrived == 0)).all()
+    # A unit of a 1 x 1 convolution sees few numbers: where none has the asked sign its relevance has no way.
+    losing = {layer for layer, lost in found.lost.items() if lost.abs().max() > 1e-9}
+    narrow = {
+        layer
+        for layer, module in gan.discriminator.named_modules()
+        if getattr(module, "kernel_size", None) == (1, 1)
+    }
+    assert whole or (losing <= narrow and found.leak.abs().max() < 0.01), (found.leak, losing)
+    assert torch.allclose(sum(found.lost.values()), found.leak, atol=1e-9), "all that is missing is named"
 
 
 def test_residual_sum_does_not_double():

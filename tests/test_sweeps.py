@@ -211,6 +211,26 @@ def test_a_notebook_is_run_at_each_point_and_its_copy_kept(notebook, tmp_path, c
     assert any("sigma = 0.5" in cell.source for cell in copy.cells) and copy.cells[-1].outputs
 
 
+def test_a_kernel_that_does_not_start_is_started_again(notebook, tmp_path, monkeypatch):
+    papermill = pytest.importorskip("papermill")
+    run, failures = papermill.execute_notebook, ["Kernel didn't respond in 60 seconds"]
+
+    def execute(*arguments, **options):
+        if failures:
+            raise RuntimeError(failures.pop())
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    task = sweeps._Notebook(notebook)
+    assert task({"sigma": 2}, tmp_path / "a")["twice"] == 4 and not failures
+    failures[:] = ["Kernel died before replying to kernel_info"] * sweeps.STARTS
+    with pytest.raises(RuntimeError, match="Kernel died"):
+        task({"sigma": 2}, tmp_path / "b")
+    failures[:] = ["another trouble"]
+    with pytest.raises(RuntimeError, match="another trouble"):
+        task({"sigma": 2}, tmp_path / "c")
+
+
 def test_a_notebook_without_the_parameter_lists_those_it_has(notebook, tmp_path, capsys):
     pytest.importorskip("papermill")
     assert command_line.main(["sweep", str(notebook), "--grid", "sigmma=0,1"]) == 2
