@@ -39,7 +39,7 @@ archive: env
 test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "not book"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not book"
 	$(BIN)/python -m book.build --preset quick
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=900 --nbmake-kernel=python3 notebooks
 	$(BIN)/python -m pytest -m book
