@@ -88,7 +88,7 @@ def energy_distance(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     Distances are root-mean-square differences of pixels; 2 E|A - B| - E|A - A'| - E|B - B'| is 0 for equal
     distributions (Szekely and Rizzo 2013).
     """
-    a, b = (x.flatten(1) / x[0].numel() ** 0.5 for x in (a, b))
+    a, b = _flat(a), _flat(b)
     across, (in_a, in_b) = torch.cdist(a, b).mean(), (torch.pdist(x).mean() for x in (a, b))
     return (2 * across - in_a - in_b).item(), in_a.item()
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 from galnb import checkpoints, distances, images, memorisation, nearest
 from galnb.augmentation import Augmentation, rotate_hue
 from galnb.batches import image_batches
-from galnb.features import feature_network
+from galnb.features import FeatureNetwork, feature_network
 from galnb.files import write_atomically
 from galnb.gan import Batch, Gan
 from galnb.lightweight import generate, lightweight
@@ -176,11 +176,10 @@ def blurred(pixels: torch.Tensor, sigma: float = 1.0) -> torch.Tensor:
     return functional.conv2d(functional.pad(pixels, [3] * 4, mode="replicate"), weight, groups=3)
 
 
-def measure_small(name: str, run: Run, folder: str, out: Path, test: torch.Tensor, real: dict) -> tuple:
-    gan = checkpoints.load_checkpoint(out / name / "final.safetensors").gan
-    noise = torch.Generator().manual_seed(0)
-    drawn, bank = generate(gan, COUNT, generator=noise), training_images(run, folder)
-    held_out = hubble_halves()[1] if run.data == "hubble" else test
+def measure_small(run: Run, gan: Gan, pixels: dict, real: dict, network: FeatureNetwork) -> tuple:
+    drawn = generate(gan, COUNT, generator=torch.Generator().manual_seed(0))
+    halves = hubble_halves() if run.data == "hubble" else (pixels["train"], pixels["test"])
+    bank, held_out = halves[0][: run.count or None], halves[1]
     result = {
         "images": len(bank),
         "memorised": memorised(drawn[:FORTY], held_out[:HELD], bank),
@@ -188,22 +187,21 @@ def measure_small(name: str, run: Run, folder: str, out: Path, test: torch.Tenso
         "rare_hues": rare_hues(drawn),
     }
     if run.data != "hubble":
-        vectors = distances.embed(drawn, feature_network(FEATURES, pooled=True))
+        vectors = distances.embed(drawn, network)
         result["frechet"] = distances.frechet_distance(vectors, real["test"], features=FEATURES).value
     return result, drawn[:SHOWN]
 
 
-def real_images(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Pixels and features of both splits of Galaxy Zoo."""
+def real_images(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], FeatureNetwork]:
+    """Pixels and features of both splits of Galaxy Zoo, and the network that saw them."""
     pixels = {split: images.galaxy_zoo(folder, size=64, split=split).pixels for split in ("train", "test")}
     network = feature_network(FEATURES, pooled=True)
-    return pixels, {split: distances.embed(found, network) for split, found in pixels.items()}
+    return pixels, {split: distances.embed(found, network) for split, found in pixels.items()}, network
 
 
 def measure_shipped(folder: str, out: Path) -> None:
     noise = torch.Generator().manual_seed(0)
-    pixels, real = real_images(folder)
-    network = feature_network(FEATURES, pooled=True)
+    pixels, real, network = real_images(folder)
     shipped = checkpoints.load_checkpoint("lightweight-64")
     drawn = generate(shipped.gan, 3 * COUNT, generator=torch.Generator().manual_seed(0))
     vectors = distances.embed(drawn, network)
@@ -249,10 +247,11 @@ def measure_shipped(folder: str, out: Path) -> None:
 
 
 def measure_runs(folder: str, out: Path) -> None:
-    pixels, real = real_images(folder)
+    pixels, real, network = real_images(folder)
     found, drawn = {}, {}
     for name, run in RUNS.items():
-        found[name], drawn[name] = measure_small(name, run, folder, out, pixels["test"], real)
+        gan = checkpoints.load_checkpoint(out / name / "final.safetensors").gan
+        found[name], drawn[name] = measure_small(run, gan, pixels, real, network)
     pictures = {f"drawn {name}": (part * 255).round().byte().numpy() for name, part in drawn.items()}
     keep({"runs": found}, pictures)
 

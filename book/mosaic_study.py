@@ -14,6 +14,7 @@ from pathlib import Path
 import papermill
 
 from book.run_notebooks import ROOT, check_parameters
+from galnb.files import write_atomically
 
 NOTEBOOK = ROOT / "notebooks" / "14_mosaic.ipynb"
 RECORD = ROOT / "book" / "records" / "14_mosaic.json"
@@ -36,7 +37,7 @@ def main() -> None:
         papermill.execute_notebook(
             str(NOTEBOOK), None, parameters, kernel_name="python3", cwd=scratch, progress_bar=False
         )
-        RECORD.write_bytes((Path(scratch) / "record.json").read_bytes())
+        write_atomically(RECORD, (Path(scratch) / "record.json").read_bytes())
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from galnb.deblender import deblender
 from galnb.features import feature_network
 from galnb.gan import Batch, Gan
 from galnb.lightweight import lightweight
-from galnb.presets import DeblenderExperiment, experiment
+from galnb.presets import DeblenderExperiment, GanExperiment, experiment
 from galnb.radio import radio
-from galnb.training import History, train
+from galnb.training import History, TrainingConfig, train
 
 
 def galaxy_zoo_frames(folder: str | Path, *, split: str = "train", limit: int | None = None) -> torch.Tensor:
@@ -146,9 +146,7 @@ def run_deblender(
     -----
     Chapter: The deblender GAN
     """
-    known = _known(name, run_deblender)
-    chosen = experiment(known, preset)
-    training = chosen.training if steps is None else replace(chosen.training, steps=steps)
+    known, chosen, training = _plan(name, preset, steps, run_deblender)
     batches = deblender_batches(data, chosen, seed=training.seed)
     story = {
         "name": known,
@@ -223,9 +221,7 @@ def run_radio(
     -----
     Chapter: A GAN for radio galaxies
     """
-    known = _known(name, run_radio)
-    chosen = experiment(known, preset)
-    training = chosen.training if steps is None else replace(chosen.training, steps=steps)
+    known, chosen, training = _plan(name, preset, steps, run_radio)
     size = chosen.model.size
     found = images.first_radio(split="train", size=min(300, 2 * size), limit=chosen.images or None)
     batches = labelled_batches(
@@ -280,9 +276,7 @@ def run_lightweight(
     -----
     Chapter: New galaxies
     """
-    known = _known(name, run_lightweight)
-    chosen = experiment(known, preset)
-    training = chosen.training if steps is None else replace(chosen.training, steps=steps)
+    known, chosen, training = _plan(name, preset, steps, run_lightweight)
     kind, _, place = data.partition(":")
     if kind not in ("hubble", "galaxyzoo") or bool(place) != (kind == "galaxyzoo"):
         raise ValueError(f"data {data!r} are unknown; give hubble or galaxyzoo:FOLDER")
@@ -334,9 +328,13 @@ TRAINABLE = {
 }
 
 
-def _known(name: str, run: Callable[..., History]) -> str:
-    """Return the experiment of a name that this function can run."""
+def _plan(
+    name: str, preset: str, steps: int | None, run: Callable[..., History]
+) -> tuple[str, DeblenderExperiment | GanExperiment, TrainingConfig]:
+    """Return the name of the experiment, if this function can run it, what it is, and how it is trained."""
     names = [known for known, entry in TRAINABLE.items() if entry.run is run]
     if name not in names:
         raise ValueError(f"{name!r} cannot be trained here; known are {', '.join(names)}")
-    return TRAINABLE[name].experiment
+    known = TRAINABLE[name].experiment
+    chosen = experiment(known, preset)
+    return known, chosen, chosen.training if steps is None else replace(chosen.training, steps=steps)

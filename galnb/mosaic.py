@@ -1,6 +1,5 @@
 """Compose a wide field from galaxy stamps and keep the truth: where each lies, how large and bright."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from numpy.lib import recfunctions
 from torch.nn import functional as F
 
 from galnb.detection import detect, match
+from galnb.files import replacing
 from galnb.stamps import CutOut, blank, check_stamps, cut_out
 
 __all__ = ["COMBINE", "Mosaic", "blank", "compose", "cut_out", "detect", "match", "write_fits"]
@@ -259,16 +259,8 @@ def write_fits(
     units = fits.HDUList(
         [fits.PrimaryHDU(mosaic.image.numpy(), header), fits.BinTableHDU(table, name="CATALOGUE")]
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(scratch, "wb") as file:
-            units.writeto(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(path) as file:
+        units.writeto(file)
     return path
 
 
