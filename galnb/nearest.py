@@ -15,7 +15,7 @@ AREA = WINDOW**2
 K1, K2 = 0.01, 0.03
 SYMMETRIES = 8
 QUERIES, PIECE = 64, 512  # images and bank images at a time, enough for efficient matrix products
-TILE = 160_000  # numbers in one product, so that what follows finds them in the cache
+TILE = 120_000  # numbers in one product per thread, so that what follows finds them in its cache
 COPIES = 3  # of a piece of the bank that are in memory at once
 
 
@@ -115,29 +115,29 @@ def nearest(
 def _similarities(images: torch.Tensor, bank: torch.Tensor, data_range: float) -> torch.Tensor:
     """Return the SSIM (B, N) of every image (B, C, H, W) with every one of the bank (N, C, H, W)."""
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
-    total = torch.zeros(1, len(images) * len(bank), dtype=torch.float64)
-    step, count = max(1, TILE // total.numel()), 0
-    buffers, ones = torch.empty(2, step, len(images), len(bank)), torch.ones(1, step)
+    pairs, windows = len(images) * len(bank), images.shape[3] - WINDOW + 1
+    step = max(1, TILE * torch.get_num_threads() // pairs)
+    cov, other = torch.empty(2, step, len(images), len(bank))
+    total, count = torch.zeros(len(images), len(bank), dtype=torch.float64), 0
+    y_terms = torch.ones(windows, 5, len(bank))  # my, 1, vy, my² and my² vy of each window
     for (x, x_mean, x_var), (y, y_mean, y_var) in zip(_rows(images), _rows(bank), strict=True):
         x = (x - x_mean[:, None]).transpose(1, 2)
         # 2 mx my + c1 and (mx² + my² + c1) (vx + vy + c2) as sums of products of what x and y have alone
         one, square, spread = torch.ones_like(x_mean), x_mean.square() + c1, x_var + c2
         x_luminance = torch.stack([2 * x_mean, c1 * one], 2)
         x_norm = torch.stack([square * spread, square, spread, one], 2)
-        one, square = torch.ones_like(y_mean), y_mean.square()
-        y_luminance = torch.stack([y_mean, one], 1)
-        y_norm = torch.stack([one, y_var, square, square * y_var], 1)
-        row = torch.zeros(total.shape)
-        parts = (x, y, x_luminance, y_luminance, x_norm, y_norm)
+        y_terms[:, 0], y_terms[:, 2] = y_mean, y_var
+        torch.mul(torch.square(y_mean, out=y_terms[:, 3]), y_var, out=y_terms[:, 4])
+        row = torch.zeros_like(cov)
+        parts = (x, y, x_luminance, y_terms[:, :2], x_norm, y_terms[:, 1:])
         for x_part, y_part, *factors in zip(*(part.split(step) for part in parts), strict=True):
-            ratio, other = buffers[:, : len(x_part)]
+            ratio, factor = cov[: len(x_part)], other[: len(x_part)]
             torch.baddbmm(ratio.fill_(c2), x_part, y_part, alpha=2 / (AREA - 1), out=ratio)  # 2 cov + c2
-            ratio *= torch.bmm(factors[0], factors[1], out=other)
-            ratio /= torch.bmm(factors[2], factors[3], out=other)
-            row.addmm_(ones[:, : len(ratio)], ratio.flatten(1))
-        total += row
-        count += len(x)
-    return (total / count).float().view(len(images), len(bank))
+            ratio *= torch.bmm(factors[0], factors[1], out=factor)
+            row[: len(ratio)].addcdiv_(ratio, torch.bmm(factors[2], factors[3], out=factor))
+        total += row.sum(0)
+        count += windows
+    return (total / count).float()
 
 
 def _rows(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -145,16 +145,18 @@ def _rows(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, to
     (windows, B)."""
     for channel in images.permute(1, 2, 3, 0).contiguous():  # images side by side, as matrix products want
         sums = torch.zeros(2, *channel.shape[1:], dtype=torch.float64)  # of 7 rows: values and squares
+        # The last 7 rows, column by column, so that 49 rows of it, from every seventh on, are a window. A new
+        # row takes the place of the oldest: the sum over a window asks for no order, only for the same one.
+        strip = torch.zeros(channel.shape[1], WINDOW, channel.shape[2])
+        shape, (column, pixel, _) = (len(strip) - WINDOW + 1, AREA, strip.shape[2]), strip.stride()
         for bottom, row in enumerate(channel):
-            for values, sign in ((row, 1), (channel[bottom - WINDOW], -1))[: 1 + (bottom >= WINDOW)]:
-                values = values.double()
+            place = strip[:, bottom % WINDOW]
+            for values, sign in ((place.double(), -1), (row.double(), 1)):
                 sums[0].add_(values, alpha=sign)
                 sums[1].addcmul_(values, values, value=sign)
+            place.copy_(row)
             if bottom < WINDOW - 1:
                 continue
-            strip = channel[bottom - WINDOW + 1 : bottom + 1].transpose(0, 1).contiguous()  # (W, 7, B)
-            # column by column, so that 49 rows of it, from every seventh on, are a window
-            shape, (column, pixel, _) = (len(strip) - WINDOW + 1, AREA, strip.shape[2]), strip.stride()
             mean, squares = _sum_of_seven(sums) / AREA
             variance = (squares - mean.square()) * (AREA / (AREA - 1))
             yield strip.as_strided(shape, (column, pixel, 1)), mean.float(), variance.float()
@@ -191,7 +193,8 @@ def _pieces(bank, most: int) -> Iterator[torch.Tensor]:
                 if isinstance(part, np.ndarray)
                 else part[start : start + most]
             )
-            yield piece.detach().float().cpu() / (255 if piece.dtype == torch.uint8 else 1)
+            values = piece.detach().float().cpu()
+            yield values / 255 if piece.dtype == torch.uint8 else values
 
 
 def _check_images(images: torch.Tensor, count: int, data_range: float, symmetries: bool) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import io
 import os
 import shutil
 import threading
@@ -16,7 +17,10 @@ HTML = ROOT / "_build" / "html"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
 FLAGS += "--disable-component-update --disable-sync"
-CHAPTERS = ("02_blending", "06_polarized_lrp", "07_training_stages", "08_explorer")
+CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+VIEW = {"width": 1280, "height": 900}
+HEADER = 60  # px that the book's bar hides at the top of the window
+STEP = VIEW["height"] - HEADER
 PAGES = ["book/index.html", *(f"notebooks/{name}.html" for name in CHAPTERS)]
 
 
@@ -57,7 +61,7 @@ def browser():
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
 def test_page_in_browser(browser, address, name, scheme):
-    context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+    context = browser.new_context(color_scheme=scheme, viewport=VIEW)
     page, said, foreign = context.new_page(), [], []
     page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -73,15 +77,33 @@ def test_page_in_browser(browser, address, name, scheme):
     assert all(min(figure) > 50 for figure in figures), figures
     sources = page.evaluate("document.querySelectorAll('article .math').length")
     assert page.evaluate("document.querySelectorAll('article mjx-container').length") >= sources
-    assert page.evaluate("document.documentElement.scrollWidth") <= 1280, "the page scrolls sideways"
+    assert page.evaluate("document.documentElement.scrollWidth") <= VIEW["width"], "the page scrolls sideways"
 
-    picture = ROOT / "_build" / "screenshots" / f"{name.replace('/', '_').removesuffix('.html')}.{scheme}.png"
-    page.screenshot(path=picture, full_page=True)
-    brightness = ImageStat.Stat(Image.open(picture).convert("L"))
-    assert brightness.stddev[0] > 5, "an empty page"
-    assert (brightness.median[0] > 128) == (scheme == "light")
+    picture = as_scrolled(page)
+    picture.save(
+        ROOT / "_build" / "screenshots" / f"{name.replace('/', '_').removesuffix('.html')}.{scheme}.png"
+    )
+    text = page.locator("article").first.bounding_box()
+    left, right = int(text["x"]), int(text["x"] + text["width"])
+    for top in range(HEADER, picture.height - STEP, STEP):
+        window = picture.crop((left, top, right, top + STEP)).convert("L")
+        assert ImageStat.Stat(window).stddev[0] > 5, f"nothing to see from {top} px on"
+    assert (ImageStat.Stat(picture.convert("L")).median[0] > 128) == (scheme == "light")
     assert not foreign and not said, (foreign, said)
     context.close()
+
+
+def as_scrolled(page):
+    """Return a picture of the page, put together window by window: in one go Chromium leaves most of a
+    long page empty."""
+    height = page.evaluate("document.documentElement.scrollHeight")
+    picture = Image.new("RGB", (VIEW["width"], height))
+    for top in range(0, height - HEADER, STEP):
+        at = page.evaluate(f"window.scrollTo({{top: {top}, behavior: 'instant'}}); window.scrollY")
+        window = Image.open(io.BytesIO(page.screenshot()))
+        hidden = HEADER if at else 0
+        picture.paste(window.crop((0, hidden, *window.size)), (0, int(at) + hidden))
+    return picture
 
 
 def is_local(url, address):
