@@ -17,8 +17,8 @@ import torch
 
 import galnb
 from galnb import batches, blending, deblender, images, metrics, presets, training
-from galnb.checkpoints import write_atomically
 from galnb.experiments import galaxy_zoo_frames
+from galnb.files import write_atomically
 from galnb.gan import Gan
 
 RECORD = Path(__file__).parent / "records" / "04_deblender.json"

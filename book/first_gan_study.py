@@ -33,8 +33,9 @@ from scipy import stats
 
 import galnb
 from galnb import batches, blending, images, metrics, training, vanilla
-from galnb.checkpoints import write_atomically
+from galnb.files import write_atomically
 from galnb.gan import Batch, Gan, to_signed, to_unit
+from galnb.layers import evaluating
 
 RECORD = Path(__file__).parent / "records" / "03_first_gan.json"
 SIZE, CROP, WIDTH, LATENT = 32, 240, 16, 64
@@ -216,12 +217,8 @@ def give(gan: Gan, segments: torch.Tensor) -> dict[str, torch.Tensor]:
     ways = {"as is": given}
     if not gan.config.condition:
         ways["scaled"] = (given - given.mean((1, 2, 3), keepdim=True)) / given.std((1, 2, 3), keepdim=True)
-    was_training = gan.generator.training
-    gan.generator.eval()
-    with torch.no_grad():
-        made = {way: to_unit(gan.generator(inputs)) for way, inputs in ways.items()}
-    gan.generator.train(was_training)
-    return made
+    with evaluating(gan.generator), torch.no_grad():
+        return {way: to_unit(gan.generator(inputs)) for way, inputs in ways.items()}
 
 
 def test_pairs(folder: str) -> tuple[torch.Tensor, ...]:

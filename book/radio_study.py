@@ -36,8 +36,9 @@ import torch
 
 import galnb
 from galnb import batches, classifiers, images, presets, radio, smearing, sweeps, training
-from galnb.checkpoints import load_checkpoint, write_atomically
+from galnb.checkpoints import load_checkpoint
 from galnb.experiments import class_numbers
+from galnb.files import write_atomically
 
 RECORD = Path(__file__).parent / "records" / "12_systematics.json"
 FOLDS, SIZE, STEPS, STAGES = 5, 64, 300, 6

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from galnb.checkpoints import WEIGHTS, load_checkpoint, save_checkpoint, write_atomically
+from galnb.checkpoints import WEIGHTS, load_checkpoint, save_checkpoint
+from galnb.files import write_atomically
 
 PROGRAMS = {
     "phantom": "python -m book.phantom_study GALAXY_ZOO_FOLDER OUT_FOLDER",

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from galnb.batches import turned
 from galnb.gan import Batch, Gan, Losses, to_signed, to_unit
 from galnb.images import check_images
-from galnb.layers import ACTIVATIONS, NORMS, Add, ResidualBlock
+from galnb.layers import ACTIVATIONS, NORMS, Add, ResidualBlock, evaluating
 from galnb.losses import RECONSTRUCTIONS, discriminator_bce, feature_loss, generator_bce, match_galaxies
 from galnb.unet import Brush, Gate, UNetGenerator
 
@@ -279,21 +280,15 @@ def deblend(
         raise ValueError(f"symmetries is {symmetries}; expected 1 or 8")
     if batch < 1:
         raise ValueError(f"batch is {batch}; expected at least 1")
-    device, was_training = next(gan.generator.parameters()).device, gan.generator.training
-    gan.generator.eval()
-    try:
-        with torch.inference_mode():
-            parts = [_deblend_once(gan, part.to(device), symmetries) for part in blended.split(batch)]
-    finally:
-        gan.generator.train(was_training)
+    device = next(gan.generator.parameters()).device
+    with evaluating(gan.generator), torch.inference_mode():
+        parts = [_deblend_once(gan, part.to(device), symmetries) for part in blended.split(batch)]
     return torch.cat(parts).clone()
 
 
 def _deblend_once(gan: Gan, blended: torch.Tensor, symmetries: int) -> torch.Tensor:
     total = 0
     for index in range(symmetries):
-        turned = torch.rot90(blended.flip(-1) if index >= 4 else blended, index % 4, dims=(-2, -1))
-        drawn = to_unit(gan.generator(gan.prepare(turned)).float())
-        drawn = torch.rot90(drawn, -(index % 4), dims=(-2, -1))
-        total = total + (drawn.flip(-1) if index >= 4 else drawn)
+        drawn = to_unit(gan.generator(gan.prepare(turned(blended, index))).float())
+        total = total + turned(drawn, index if index >= 4 else -index % 4)  # a mirroring undoes itself
     return total / symmetries

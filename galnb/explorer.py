@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from galnb import plots
 from galnb.blending import BLEND_RULES
-from galnb.checkpoints import WEIGHTS, write_atomically
+from galnb.checkpoints import WEIGHTS
+from galnb.files import write_atomically
 from galnb.fills import FILLS
 from galnb.gan import Gan
 from galnb.images import check_images
@@ -50,7 +51,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Examination:
     """Hold what a discriminator says about one image (C, H, W) in [0, 1]: its maps, a batch of one, and the
     changes of the logit by `galnb.relevance.deletion_gate`, positive map first.
 
@@ -119,7 +120,7 @@ def examine(
     reading: str = "reference",
     references: torch.Tensor | None = None,
     generator: torch.Generator,
-) -> Finding:
+) -> Examination:
     """Ask the discriminator about one image: score, both maps, deletion gate.
 
     Parameters
@@ -144,7 +145,7 @@ def examine(
     others = gan.prepare(references) if reading == "reference" and references is not None else None
     maps = polarized_relevance(gan.discriminator, given, reading=reading, references=others)
     gate = deletion_gate(gan.discriminator, given, maps, generator=generator)[0]
-    return Finding(image, maps, tuple(gate.tolist()))
+    return Examination(image, maps, tuple(gate.tolist()))
 
 
 def radial_profile(maps: torch.Tensor, *, width: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,21 +188,21 @@ def gate_verdicts(gate: Sequence[float]) -> tuple[str, str]:
     )
 
 
-def numbers(finding: Finding) -> dict:
-    """Return what a figure of a finding shows, as numbers that JSON can hold.
+def numbers(examination: Examination) -> dict:
+    """Return what the figure of an examination shows, as numbers that JSON can hold.
 
     Chapter: The explorer
     """
-    positive, negative = finding.maps.per_pixel()
+    positive, negative = examination.maps.per_pixel()
     radius, profiles = radial_profile(torch.cat([positive, negative]))
     return {
-        "logit": float(finding.maps.score),
-        "probability_real": float(finding.maps.score.sigmoid()),
-        "reading": finding.maps.reading,
+        "logit": float(examination.maps.score),
+        "probability_real": float(examination.maps.score.sigmoid()),
+        "reading": examination.maps.reading,
         "mass": {"positive": float(positive.sum()), "negative": float(negative.sum())},
-        "leak": finding.maps.leak[0].tolist(),
-        "gate_logit_change": list(finding.gate),
-        "gate": list(gate_verdicts(finding.gate)),
+        "leak": examination.maps.leak[0].tolist(),
+        "gate_logit_change": list(examination.gate),
+        "gate": list(gate_verdicts(examination.gate)),
         "radius_px": radius.tolist(),
         "profile": {"positive": profiles[0].tolist(), "negative": profiles[1].tolist()},
     }
@@ -213,7 +214,7 @@ POLARITIES = {"both": (1, 1), "for real": (1, 0), "for fake": (0, 1)}
 def draw(
     blended: torch.Tensor,
     drawn: torch.Tensor,
-    finding: Finding,
+    examination: Examination,
     *,
     polarity: str = "both",
     strongest: float = 1.0,
@@ -225,14 +226,14 @@ def draw(
     ----------
     blended, drawn : torch.Tensor, shapes (C, H, W) and (2, C, H, W)
         In [0, 1].
-    finding : Finding
+    examination : Examination
         About a drawn galaxy or any other image.
     polarity : str
         Key of `POLARITIES`: which map the overlay shows.
     strongest : float
         Share of the pixels, in (0, 1], that the overlay keeps: those with the strongest relevance.
     judged : int, optional
-        Which drawn galaxy the finding is about, to mark it.
+        Which drawn galaxy the examination is about, to mark it.
 
     Returns
     -------
@@ -246,33 +247,33 @@ def draw(
         figure = Figure(figsize=(8.4, 4.5), dpi=100, layout="none")
         axes = figure.subplots(2, 4, gridspec_kw={"left": 0.01, "right": 0.95, "wspace": 0.12, "hspace": 0.3})
         figure.subplots_adjust(top=0.93, bottom=0.1)
-        _draw_images(axes[0], blended, drawn, finding, judged)
-        _draw_maps(axes[1], finding, POLARITIES[polarity], strongest)
+        _draw_images(axes[0], blended, drawn, examination, judged)
+        _draw_maps(axes[1], examination, POLARITIES[polarity], strongest)
     return figure
 
 
-def _draw_images(axes, blended, drawn, finding, judged) -> None:
+def _draw_images(axes, blended, drawn, examination, judged) -> None:
     names = [
         f"drawn: {name}" + " ◂ judged" * (judged == index) for index, name in enumerate(("first", "second"))
     ]
     for ax, image, name in zip(axes, (blended, *drawn), ("blend", *names), strict=False):
         plots.show_image(image, ax=ax, title=name)
     axes[3].set_axis_off()
-    facts, score = numbers(finding), float(finding.maps.score)
+    facts, score = numbers(examination), float(examination.maps.score)
     lines = [
         f"called {'real' if score > 0 else 'fake'}",
         f"logit {score:+.2f}, p(real) {facts['probability_real']:.3f}",
     ]
-    lines += [f'reading "{finding.maps.reading}"', ""]
-    for name, change, verdict in zip(("positive", "negative"), finding.gate, facts["gate"], strict=True):
+    lines += [f'reading "{examination.maps.reading}"', ""]
+    for name, change, verdict in zip(("positive", "negative"), examination.gate, facts["gate"], strict=True):
         lines += [f"{name} map: mass {facts['mass'][name]:.3g}", f"  gate: logit {change:+.2f}, {verdict}"]
     axes[3].text(
         0, 0.97, "\n".join(lines), va="top", fontsize=9, transform=axes[3].transAxes, linespacing=1.5
     )
 
 
-def _draw_maps(axes, finding, shown, strongest) -> None:
-    positive, negative = (part[0] for part in finding.maps.per_pixel())
+def _draw_maps(axes, examination, shown, strongest) -> None:
+    positive, negative = (part[0] for part in examination.maps.per_pixel())
     scale = plots.relevance_scale(positive, negative)
     for ax, part, name in zip(axes, (positive, -negative), ("for real", "for fake"), strict=False):
         plots.relevance_map(part, ax=ax, scale=scale, title=name, bar=False)
@@ -280,7 +281,9 @@ def _draw_maps(axes, finding, shown, strongest) -> None:
     kept = max(1, round(strongest * signed.numel()))
     weakest = signed.abs().flatten().topk(kept).values[-1]
     signed = torch.where(signed.abs() >= weakest, signed, 0)
-    plots.overlay(finding.image, signed, ax=axes[2], scale=scale, title=f"strongest {strongest:.0%} on image")
+    plots.overlay(
+        examination.image, signed, ax=axes[2], scale=scale, title=f"strongest {strongest:.0%} on image"
+    )
     radius, profiles = radial_profile(torch.stack([positive, negative]))
     for profile, colour, name in zip(profiles, plots.COLOURS[1::-1], ("for real", "for fake"), strict=True):
         axes[3].plot(radius, profile / scale, color=colour, label=name)

@@ -1,5 +1,8 @@
 """Blocks that two or more GANs use. Every sum is a module, so that relevance can be shared out at it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -151,3 +154,18 @@ class Smear(nn.Module):
         weight = self.kernel.to(images.dtype).expand(channels, 1, -1, -1)
         above = images - self.background  # what the convolution pads with zeros is then background
         return functional.conv2d(above, weight, padding=self.size // 2, groups=channels) + self.background
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold a model in eval mode for the length of a `with` block; each submodule gets its own mode back.
+
+    Chapter: Polarized LRP
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

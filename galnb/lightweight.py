@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from galnb.augmentation import Augmentation, augment
 from galnb.gan import Batch, Gan, Losses, to_signed, to_unit
-from galnb.layers import Add, Multiply
+from galnb.layers import Add, Multiply, evaluating
 from galnb.losses import discriminator_hinge, generator_hinge
 
 PUBLISHED_WIDTH = 64
@@ -360,12 +360,7 @@ def generate(
         )
     latent = latent if given else torch.randn(count, config.latent, generator=generator)
     noise = torch.randn(1 if given else count, 1, config.size, config.size, generator=generator)
-    device, was_training = next(gan.generator.parameters()).device, gan.generator.training
-    gan.generator.eval()
-    try:
-        with torch.no_grad():
-            parts = zip(latent.split(batch), noise.expand(count, -1, -1, -1).split(batch), strict=True)
-            drawn = [to_unit(gan.generator(a.to(device), b.to(device))).cpu() for a, b in parts]
-    finally:
-        gan.generator.train(was_training)
-    return torch.cat(drawn)
+    device = next(gan.generator.parameters()).device
+    parts = zip(latent.split(batch), noise.expand(count, -1, -1, -1).split(batch), strict=True)
+    with evaluating(gan.generator), torch.no_grad():
+        return torch.cat([to_unit(gan.generator(a.to(device), b.to(device))).cpu() for a, b in parts])

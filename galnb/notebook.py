@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from galnb import presets
-from galnb.checkpoints import write_atomically
+from galnb.files import write_atomically
 
 RESERVED = ("run", "exercises")
 PACKAGES = ("galnb", "torch", "torchvision", "numpy", "scikit-image", "matplotlib")

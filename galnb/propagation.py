@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from galnb.layers import evaluating
 from galnb.operators import COPIES, LAYERS, Call, Role, as_layer, is_transposed, norm_scale, prepare_weights
 from galnb.rules import Rule, divide
 
@@ -59,21 +60,6 @@ def recording(model: nn.Module) -> Iterator[Tape]:
             module.__dict__.pop("forward", None)
             if forward is not None:
                 module.forward = forward
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold a model in eval mode for the length of a `with` block; each submodule gets its own mode back.
-
-    Chapter: Polarized LRP
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def record(tape: Tape, model: nn.Module, images: torch.Tensor) -> torch.Tensor:

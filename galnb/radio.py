@@ -7,7 +7,7 @@ from torch import nn
 
 from galnb.gan import Batch, Gan, Losses, to_signed, to_unit
 from galnb.images import RADIO_CLASSES
-from galnb.layers import Concat, Smear
+from galnb.layers import Concat, Smear, evaluating
 from galnb.losses import gradient_penalty
 
 PUBLISHED_WIDTH = 64
@@ -142,10 +142,8 @@ def _draw(gan: Gan, labels: torch.Tensor, generator: torch.Generator) -> torch.T
 def _critic_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
     """E D(G) - E D(x) + 10 E(|grad D| - 1)^2; as published, the generator draws here in eval mode."""
     real, labels = gan.prepare(batch["images"]), batch["labels"]
-    gan.generator.eval()
-    with torch.no_grad():
+    with evaluating(gan.generator), torch.no_grad():
         fake = _draw(gan, labels, generator).to(real.dtype)
-    gan.generator.train()
     real_score, fake_score = gan.discriminator(real, labels).mean(), gan.discriminator(fake, labels).mean()
     slope = gradient_penalty(lambda mixed: gan.discriminator(mixed, labels), real, fake, generator=generator)
     return {
@@ -222,11 +220,7 @@ def generate(gan: Gan, labels: torch.Tensor, *, generator: torch.Generator, batc
         raise ValueError(
             f"labels {tuple(labels.shape)} {labels.dtype}: expected shape (B,) of whole numbers in {known}"
         )
-    device, was_training = next(gan.generator.parameters()).device, gan.generator.training
-    gan.generator.eval()
-    try:
-        with torch.inference_mode():
-            drawn = [to_unit(_draw(gan, part.to(device), generator)) for part in labels.split(batch)]
-    finally:
-        gan.generator.train(was_training)
+    device = next(gan.generator.parameters()).device
+    with evaluating(gan.generator), torch.inference_mode():
+        drawn = [to_unit(_draw(gan, part.to(device), generator)) for part in labels.split(batch)]
     return torch.cat(drawn).clone() if drawn else torch.empty(0, 1, gan.config.size, gan.config.size)

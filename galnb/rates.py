@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy import stats
 from scipy.spatial import cKDTree
 
 from galnb.detection import blank_rows, places
@@ -45,8 +46,8 @@ def separation(catalogue: np.ndarray) -> np.ndarray:
     return ratios
 
 
-def wilson(hits: int, count: int, *, z: float = 1.96) -> tuple[float, float]:
-    """Return the interval of a share, `hits` of `count`; (0, 1) if nothing was counted.
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share, `hits` of `count`; (0, 1) if nothing was counted.
 
     Notes
     -----
@@ -63,10 +64,8 @@ def wilson(hits: int, count: int, *, z: float = 1.96) -> tuple[float, float]:
         raise ValueError(f"got {hits} of {count}; expected 0 <= hits <= count")
     if not count:
         return 0.0, 1.0
-    p = hits / count
-    middle, half = p + z**2 / (2 * count), z * np.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
-    low, high = ((middle + sign * half) / (1 + z**2 / count) for sign in (-1, 1))
-    return max(0.0, float(low)), min(1.0, float(high))
+    low, high = stats.binomtest(hits, count).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def rates(values: np.ndarray, hits: np.ndarray, *, edges: np.ndarray) -> np.ndarray:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from galnb.propagation import evaluating, propagate, record, recording
+from galnb.layers import evaluating
+from galnb.propagation import propagate, record, recording
 from galnb.rules import READINGS, RULES, Rule
 
 __all__ = ["READINGS", "RULES", "Polarized", "Relevance", "deletion_gate", "polarized_relevance", "relevance"]

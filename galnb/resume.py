@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from galnb.checkpoints import write_atomically
+from galnb.files import write_atomically
 from galnb.gan import Gan
 
 # fields of the training config that may change without making it another run

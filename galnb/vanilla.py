@@ -7,7 +7,7 @@ from torch import nn
 
 from galnb.gan import Batch, Gan, Losses, to_signed, to_unit
 from galnb.images import check_images
-from galnb.layers import Concat
+from galnb.layers import Concat, evaluating
 from galnb.losses import GENERATOR_LOSSES, discriminator_bce
 
 
@@ -277,10 +277,6 @@ def complete(gan: Gan, images: torch.Tensor, *, batch: int = 256) -> torch.Tenso
 
 
 def _run(gan: Gan, inputs: torch.Tensor, batch: int) -> torch.Tensor:
-    device, was_training = next(gan.generator.parameters()).device, gan.generator.training
-    gan.generator.eval()
-    try:
-        with torch.no_grad():
-            return torch.cat([to_unit(gan.generator(part.to(device))).cpu() for part in inputs.split(batch)])
-    finally:
-        gan.generator.train(was_training)
+    device = next(gan.generator.parameters()).device
+    with evaluating(gan.generator), torch.no_grad():
+        return torch.cat([to_unit(gan.generator(part.to(device))).cpu() for part in inputs.split(batch)])

@@ -1,4 +1,4 @@
-"""The explorer without its widgets: geometry by hand, findings, figures, export."""
+"""The explorer without its widgets: geometry by hand, examinations, figures, export."""
 
 import json
 
@@ -88,8 +88,8 @@ def test_compose_refuses_what_does_not_fit(pair, generator):
 
 @pytest.mark.parametrize("reading", ["paper", "output", "composite", "reference"])
 def test_finding_agrees_with_the_discriminator(gan, pair, generator, reading):
-    finding = explorer.examine(gan, pair[0], reading=reading, references=pair, generator=generator)
-    facts = explorer.numbers(finding)
+    examination = explorer.examine(gan, pair[0], reading=reading, references=pair, generator=generator)
+    facts = explorer.numbers(examination)
     with torch.no_grad():
         logit = gan.discriminator(gan.prepare(pair[:1])).item()
     assert facts["logit"] == pytest.approx(logit, abs=1e-5)
@@ -125,8 +125,8 @@ def test_gates_are_put_into_words():
 
 
 def test_figure_shows_verdict_and_keeps_the_strongest_pixels(gan, pair, generator):
-    finding = explorer.examine(gan, pair[0], reading="composite", generator=generator)
-    figure = explorer.draw(pair[0], pair, finding, polarity="for fake", strongest=0.1, judged=0)
+    examination = explorer.examine(gan, pair[0], reading="composite", generator=generator)
+    figure = explorer.draw(pair[0], pair, examination, polarity="for fake", strongest=0.1, judged=0)
     words = " ".join(text.get_text() for ax in figure.axes for text in ax.texts)
     assert "logit" in words and "gate" in words
     assert "judged" in figure.axes[1].get_title() and "judged" not in figure.axes[2].get_title()
@@ -134,7 +134,7 @@ def test_figure_shows_verdict_and_keeps_the_strongest_pixels(gan, pair, generato
     assert 0 < (shown != 0).sum() <= 0.11 * shown.numel() and shown.max() <= 0
     assert to_png(figure).startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="expected one of"):
-        explorer.draw(pair[0], pair, finding, polarity="up")
+        explorer.draw(pair[0], pair, examination, polarity="up")
 
 
 def test_export_writes_both_files_whole(tmp_path):

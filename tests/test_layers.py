@@ -5,7 +5,17 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from galnb.layers import ACTIVATIONS, NORMS, Add, Concat, Multiply, ResidualBlock, Smear, gaussian_kernel
+from galnb.layers import (
+    ACTIVATIONS,
+    NORMS,
+    Add,
+    Concat,
+    Multiply,
+    ResidualBlock,
+    Smear,
+    evaluating,
+    gaussian_kernel,
+)
 from galnb.relevance import relevance
 
 
@@ -124,3 +134,12 @@ def test_impossible_kernels_are_refused(sigma, size, message):
     for make in (gaussian_kernel, Smear):
         with pytest.raises(ValueError, match=message):
             make(sigma, size)
+
+
+def test_evaluating_gives_each_module_its_own_mode_back():
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm2d(1).eval(), nn.Identity()))
+    before = [module.training for module in model.modules()]
+    with pytest.raises(KeyError), evaluating(model):
+        assert not any(module.training for module in model.modules())
+        raise KeyError
+    assert [module.training for module in model.modules()] == before == [True, True, True, False, True]

@@ -11,8 +11,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from galnb.checkpoints import WEIGHTS, load_checkpoint
 from galnb.deblender import DeblenderConfig, Discriminator, Gate, deblender
-from galnb.layers import Add, Concat
-from galnb.propagation import LAYERS, evaluating, record, recording
+from galnb.layers import Add, Concat, evaluating
+from galnb.propagation import LAYERS, record, recording
 from galnb.relevance import (
     READINGS,
     RULES,
