@@ -1,7 +1,8 @@
 """Put the checkpoints of a finished run into the package: `python -m book.ship RUN_FOLDER NAME`.
 
-Weights are stored in half precision, each stage as `NAME@STAGE`, the last one as `NAME`. `index.json` then
-holds the SHA-256 and the card of every file in `galnb/weights`, and `README.md` the same for people.
+Weights are stored in half precision, each stage as `NAME@STAGE`, the last one as `NAME`; with `--eight-bits`
+the generators of the earlier stages take half of that, as `save_checkpoint` says. `index.json` then holds
+the SHA-256 and the card of every file in `galnb/weights`, and `README.md` the same for people.
 """
 
 import argparse
@@ -10,8 +11,9 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
-from galnb.checkpoints import WEIGHTS, load_checkpoint, save_checkpoint
+from galnb.checkpoints import SCALE, WEIGHTS, load_checkpoint, save_checkpoint
 from galnb.files import write_atomically
 
 PROGRAMS = {
@@ -21,8 +23,9 @@ PROGRAMS = {
 LARGEST = 6 * 2**20
 
 
-def ship(folder: Path, name: str, stages: list[str], metrics: dict) -> list[Path]:
-    """Convert the stages of a run to half precision and write them into the package."""
+def ship(folder: Path, name: str, stages: list[str], metrics: dict, earlier: torch.dtype) -> list[Path]:
+    """Convert the last stage of a run to half precision, the earlier ones as told, and write them into the
+    package."""
     shipped = []
     for stage in stages:
         checkpoint = load_checkpoint(folder / f"{stage}.safetensors")
@@ -33,7 +36,7 @@ def ship(folder: Path, name: str, stages: list[str], metrics: dict) -> list[Path
             experiment=checkpoint.experiment,
             step=checkpoint.step,
             metrics=metrics if stage == stages[-1] else {},
-            dtype=torch.float16,
+            dtype=torch.float16 if stage == stages[-1] else earlier,
         )
         if target.stat().st_size > LARGEST:
             raise ValueError(f"{target} has {target.stat().st_size / 2**20:.1f} MiB; at most 6 are shipped")
@@ -48,6 +51,7 @@ def card(path: Path) -> dict:
     return {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "bytes": path.stat().st_size,
+        "generator_bits": 8 if _has_scales(path) else 16,
         "gan": checkpoint.gan.name,
         "generator_weights": sum(weight.numel() for weight in checkpoint.gan.generator.parameters()),
         "discriminator_weights": sum(weight.numel() for weight in checkpoint.gan.discriminator.parameters()),
@@ -59,6 +63,11 @@ def card(path: Path) -> dict:
         "command": command(story),
         "metrics": checkpoint.metrics,
     }
+
+
+def _has_scales(path: Path) -> bool:
+    with safe_open(path, framework="pt") as file:
+        return any(name.endswith(SCALE) for name in file.keys())  # noqa: SIM118 (not a dict)
 
 
 def command(story: dict) -> str:
@@ -83,19 +92,21 @@ def write_index() -> None:
     lines = [
         "# Shipped weights",
         "",
-        "Written by `python -m book.ship`. Half precision; each file holds both networks and the config",
-        "that rebuilds them. Deblenders: trained on Galaxy Zoo images (SDSS; the last 300 by name never",
-        "used), most also on Hubble stamps from scikit-image. Radio: trained on the training split of the",
-        "FIRST images in firstgalaxydata. Lightweight: Galaxy Zoo without those 300, or Hubble stamps from",
-        "the left part of the field. No image is in here. Stages: `NAME@STAGE`, the last one `NAME`.",
+        "Written by `python -m book.ship`. Half precision, generators of some earlier stages in 8 bits;",
+        "each file holds both networks and the config that rebuilds them. Deblenders: trained on Galaxy",
+        "Zoo images (SDSS; the last 300 by name never used), most also on Hubble stamps from scikit-image.",
+        "Radio: trained on the training split of the FIRST images in firstgalaxydata. Lightweight: Galaxy",
+        "Zoo without those 300, or Hubble stamps from the left part of the field. No image is in here.",
+        "Stages: `NAME@STAGE`, the last one `NAME`.",
         "",
     ]
     for name, about in cards.items():
         lines += [
             f"## {name}",
             "",
-            f"* {about['generator_weights']:,} weights draw, {about['discriminator_weights']:,} judge; "
-            f"{about['bytes'] / 2**20:.1f} MiB, SHA-256 `{about['sha256']}`",
+            f"* {about['generator_weights']:,} weights draw ({about['generator_bits']} bits), "
+            f"{about['discriminator_weights']:,} judge (16 bits); {about['bytes'] / 2**20:.1f} MiB, "
+            f"SHA-256 `{about['sha256']}`",
             f"* {about['steps']:,} of {about['planned_steps']:,} steps, batch {about['batch_size']}, "
             f"seeds {about['seeds']}",
             f"* `{about['command']}`",
@@ -115,9 +126,11 @@ def main() -> None:
     parser.add_argument("name", nargs="?", help="name of the weights, such as deblender-bounded")
     parser.add_argument("--stages", default="early,middle,final")
     parser.add_argument("--metrics", type=json.loads, default={}, help="JSON to keep with the final stage")
+    parser.add_argument("--eight-bits", action="store_true", help="earlier stages: generator in 8 bits")
     chosen = parser.parse_args()
     if chosen.folder:
-        ship(chosen.folder, chosen.name, chosen.stages.split(","), chosen.metrics)
+        earlier = torch.int8 if chosen.eight_bits else torch.float16
+        ship(chosen.folder, chosen.name, chosen.stages.split(","), chosen.metrics, earlier)
     write_index()
 
 

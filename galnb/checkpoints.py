@@ -14,6 +14,7 @@ from galnb.files import write_atomically
 from galnb.gan import Gan
 
 FORMAT = "galnb-1"
+SCALE = ":scale"  # after the name of a tensor in 8 bits: what each of its rows is multiplied by
 # module, config class and builder of each GAN; imported when asked for
 GANS = {
     "deblender": ("galnb.deblender", "DeblenderConfig", "deblender"),
@@ -74,7 +75,8 @@ def save_checkpoint(
     metrics : mapping, optional
         Figures measured with these weights; must be JSON.
     dtype : torch.dtype
-        Precision of the stored weights. Batch statistics and counters keep theirs.
+        Precision of the stored weights. Batch statistics and counters keep theirs. ``torch.int8`` stores
+        the generator's kernels and matrices in 8 bits with one scale per row, the rest in float16.
 
     Returns
     -------
@@ -91,8 +93,12 @@ def save_checkpoint(
     tensors = {}
     for part, module in (("generator", gan.generator), ("discriminator", gan.discriminator)):
         for name, tensor in module.state_dict().items():
-            keep = not tensor.is_floating_point() or "running_" in name
-            tensors[f"{part}.{name}"] = tensor.detach().cpu().to(tensor.dtype if keep else dtype).contiguous()
+            precision = dtype
+            if dtype == torch.int8 and (part == "discriminator" or tensor.ndim < 2):
+                precision = torch.float16
+            if not tensor.is_floating_point() or "running_" in name:
+                precision = tensor.dtype
+            tensors |= _stored(f"{part}.{name}", tensor.detach().cpu(), precision)
     header = {
         "gan": gan.name,
         "config": asdict(gan.config),
@@ -103,6 +109,15 @@ def save_checkpoint(
     }
     write_atomically(path, save(tensors, metadata={"format": FORMAT, "galnb": json.dumps(header)}))
     return path
+
+
+def _stored(name: str, tensor: torch.Tensor, precision: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return what a file holds of one tensor."""
+    if precision != torch.int8:
+        return {name: tensor.to(precision).contiguous()}
+    scale = tensor.flatten(1).abs().amax(1).clamp_min(1e-12).float() / 127
+    rows = scale.view(-1, *[1] * (tensor.ndim - 1))
+    return {name: (tensor / rows).round().to(torch.int8).contiguous(), name + SCALE: scale}
 
 
 def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> Checkpoint:
@@ -172,6 +187,9 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     header = json.loads(metadata["galnb"])
     if header["gan"] not in GANS:
         raise ValueError(f"{path} holds a {header['gan']!r}; this version knows {sorted(GANS)}")
+    for name in [name for name in tensors if name.endswith(SCALE)]:
+        scale, whole = tensors.pop(name), tensors[name.removesuffix(SCALE)]
+        tensors[name.removesuffix(SCALE)] = whole * scale.view(-1, *[1] * (whole.ndim - 1))
     return header, tensors
 
 

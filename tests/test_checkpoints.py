@@ -75,6 +75,28 @@ def test_half_precision_halves_weights_but_not_statistics(path, gan):
         assert torch.equal(kept.discriminator.state_dict()[name], wanted)
 
 
+def test_eight_bits_for_the_generator_only(path, gan):
+    small = save_checkpoint(path.with_name("small.safetensors"), gan, experiment={}, step=7, dtype=torch.int8)
+    kept = load_checkpoint(small).gan
+    for name, tensor in gan.discriminator.state_dict().items():
+        wanted = tensor if "running_" in name or "num_" in name else tensor.half().float()
+        assert torch.equal(kept.discriminator.state_dict()[name], wanted)
+    coarse = 0
+    for name, tensor in gan.generator.state_dict().items():
+        found = kept.generator.state_dict()[name]
+        assert found.dtype == tensor.dtype
+        if tensor.ndim > 1:
+            step = tensor.flatten(1).abs().amax(1) / 127
+            wrong = (found - tensor).flatten(1).abs().amax(1)
+            assert (wrong <= 0.501 * step).all() and wrong.max() > 0
+            coarse += 1
+        elif tensor.is_floating_point() and "running_" not in name:
+            assert torch.equal(found, tensor.half().float())
+    assert coarse > 3
+    blended = batches()(1)["blended"]
+    assert (deblend(kept, blended) - deblend(gan, blended)).abs().max() < 0.02  # 5 grey levels of 255
+
+
 @pytest.mark.parametrize("keep", [0, 4, 200, 0.5, 0.99])
 def test_a_truncated_file_is_refused(path, keep):
     content = path.read_bytes()

@@ -18,7 +18,7 @@ def test_index_names_exactly_the_files():
 
 def test_weights_stay_small():
     sizes = [path.stat().st_size for path in FILES]
-    assert max(sizes) <= 6 * 2**20 and sum(sizes) <= 44 * 2**20  # 40 before the Lightweight GAN came
+    assert max(sizes) <= 6 * 2**20 and sum(sizes) <= 40 * 2**20
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
