@@ -127,15 +127,15 @@ def distance_table(generated: torch.Tensor, real: dict[str, torch.Tensor], noise
             ]
             for vectors in (generated, real["train"])
         )
-        ratios = sorted(a.value / b.value for a, b in zip(drawn, floor, strict=True))
         found[name] = {
             "value": once.value,
             "interval": [once.low, once.high],
             "floor": float(np.mean([one.value for one in floor])),
             "floor_range": [min(one.value for one in floor), max(one.value for one in floor)],
-            "ratio": float(np.median(ratios)) if name == "frechet" else None,
-            "ratio_range": [ratios[0], ratios[-1]] if name == "frechet" else None,
         }
+        if name == "frechet":  # the floor of the kernel distance is zero, give or take
+            ratios = sorted(a.value / b.value for a, b in zip(drawn, floor, strict=True))
+            found[name] |= {"ratio": float(np.median(ratios)), "ratio_range": [ratios[0], ratios[-1]]}
     return found
 
 
