@@ -209,7 +209,7 @@ def measure_shipped(folder: str, out: Path) -> None:
     others = {
         "blurred by 1 px": blurred(some),
         "a quarter turn of hue": rotate_hue(some, torch.full((COUNT,), 0.25)).clamp(0, 1),
-        "noise": torch.rand(COUNT, 3, 64, 64, generator=noise),
+        "random pixels": torch.rand(COUNT, 3, 64, 64, generator=noise),
     }
 
     def frechet(given: torch.Tensor, count: int = COUNT) -> float:

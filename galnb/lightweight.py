@@ -75,7 +75,8 @@ class LightweightConfig:
 class Enlarge(nn.Module):
     """Double the side: bilinear, 3x3 convolution, a little noise of learned strength, batch norm, GLU.
 
-    Bilinear, because nearest-neighbour or strided enlargement leaves a chequerboard. Chapter: New galaxies
+    Bilinear: transposed convolutions can leave a chequerboard, copied pixels leave blocks.
+    Chapter: New galaxies
     """
 
     def __init__(self, before: int, after: int):
