@@ -16,6 +16,7 @@ from galnb.metrics import DETECTION_KERNEL
 
 SOURCES = np.dtype([("x", "f8"), ("y", "f8"), ("radius", "f8"), ("flux", "f8"), ("area", "i4")])
 USUAL = Detection()
+LEAST_NOISE = 0.001  # for a sky without any, such as FIRST's: a quarter of a level of 8 bits
 
 
 def detect(
@@ -75,9 +76,9 @@ def _detect_by_sep(light: np.ndarray, detection: Detection, mesh: int) -> np.nda
     sep.set_extract_pixstack(max(limits[0], light.size // 16))  # SEP's own is for a small, empty field
     sep.set_sub_object_limit(max(limits[1], 8192))
     try:
-        found = sep.extract(
-            light, detection.threshold, background.globalrms, minarea=detection.min_area, **steps
-        )
+        # of a sky that is exactly empty SEP says that its noise is 1
+        noise = max(LEAST_NOISE, background.globalrms if background.rms().any() else 0)
+        found = sep.extract(light, detection.threshold, noise, minarea=detection.min_area, **steps)
     finally:
         sep.set_extract_pixstack(limits[0])
         sep.set_sub_object_limit(limits[1])
@@ -97,7 +98,7 @@ def _detect_by_photutils(light: np.ndarray, detection: Detection, mesh: int) -> 
     light = light - background.background
     kernel = DETECTION_KERNEL / np.sum(DETECTION_KERNEL)
     smooth = ndimage.convolve(light, kernel, mode="constant")  # as SEP does by itself
-    threshold = detection.threshold * background.background_rms_median
+    threshold = detection.threshold * max(LEAST_NOISE, background.background_rms_median)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No sources were found")  # an empty table says so too
         found = segmentation.detect_sources(smooth, threshold, detection.min_area)

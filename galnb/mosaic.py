@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -104,9 +105,12 @@ def compose(
     Chapter: A sky of new galaxies
     """
     check_stamps(galaxies)
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator is {generator!r}; expected a torch.Generator: its seed repeats the field"
+        )
     size = _check_field(galaxies, size, placements, scales, combine, (sky, noise))
-    galaxy = torch.ones(len(galaxies), dtype=torch.bool)
-    galaxy[torch.as_tensor(blanks, dtype=torch.long)] = False
+    galaxy = _galaxies_but(blanks, len(galaxies))
     if not galaxy.any() or not 0 <= (blank_share or 0) <= (0 if galaxy.all() else 1):
         raise ValueError(
             f"got {int(galaxy.sum())} galaxies, {int((~galaxy).sum())} blank stamps and blank_share "
@@ -126,12 +130,26 @@ def compose(
     return Mosaic(image, catalogue, sky, noise)
 
 
+def _galaxies_but(blanks, count: int) -> torch.Tensor:
+    rows = torch.as_tensor(blanks)
+    whole = not (rows.dtype == torch.bool or rows.is_floating_point())
+    if rows.numel() and not (whole and int(rows.min()) >= 0 and int(rows.max()) < count):
+        raise ValueError(
+            f"blanks is {blanks}; expected indices of stamps, 0 to {count - 1}; of a mask take "
+            "mask.nonzero()[:, 0]"
+        )
+    galaxy = torch.ones(count, dtype=torch.bool)
+    galaxy[rows.long()] = False
+    return galaxy
+
+
 def _check_field(galaxies, size, placements, scales, combine, sky_and_noise) -> tuple[int, int]:
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    if len(size) != 2 or min(size) < 1 or placements < 1:
+    size = tuple(size) if np.ndim(size) else (size, size)
+    whole = [isinstance(number, Integral) and number >= 1 for number in (*size, placements)]
+    if len(size) != 2 or not all(whole):
         raise ValueError(f"got size {size} and {placements} placements; expected a field and at least one")
-    if not 0 < scales[0] <= scales[1]:
-        raise ValueError(f"got scales {scales}; expected 0 < smallest <= largest")
+    if np.shape(scales) != (2,) or not 0 < scales[0] <= scales[1]:
+        raise ValueError(f"got scales {scales}; expected two, 0 < smallest <= largest")
     largest = scales[1] * galaxies.shape[-1]
     if largest > min(size):
         raise ValueError(
@@ -142,7 +160,7 @@ def _check_field(galaxies, size, placements, scales, combine, sky_and_noise) -> 
         raise ValueError(f"combine is {combine!r}; expected one of {sorted(COMBINE)}")
     if not (0 <= sky_and_noise[0] <= 1 and 0 <= sky_and_noise[1] <= 1):
         raise ValueError(f"got sky and noise {sky_and_noise}; expected both in [0, 1]")
-    return size
+    return int(size[0]), int(size[1])
 
 
 def _place(cut: CutOut, galaxy, share, size, placements, scales, generator) -> np.ndarray:
@@ -167,13 +185,14 @@ def _add_light(image: torch.Tensor, light: torch.Tensor, catalogue: np.ndarray, 
     side, levels = light.shape[-1], [light]
     halvings = np.floor(-np.log2(catalogue["scale"]) + 1e-9).clip(0).astype(int)
     while len(levels) <= halvings.max() and levels[-1].shape[-1] >= 8:
-        levels.append(F.avg_pool2d(levels[-1], 2))
+        odd = levels[-1].shape[-1] % 2
+        levels.append(F.avg_pool2d(F.pad(levels[-1], (0, odd, 0, odd)), 2))
     halvings = halvings.clip(max=len(levels) - 1)
     boxes = 8 * np.ceil((catalogue["scale"] * side + 2) / 8).astype(int)
     for box, level in np.unique(np.stack([boxes, halvings], 1), axis=0):
         rows = np.where((boxes == box) & (halvings == level))[0]
         for part in np.array_split(rows, -(-len(rows) // 256)):
-            tiles, corners = _warp(levels[level], side, catalogue[part], box)
+            tiles, corners = _warp(levels[level], side, int(level), catalogue[part], box)
             catalogue["flux"][part] = tiles.mean(1).sum((1, 2)).numpy()
             for tile, (x, y) in zip(tiles, corners.tolist(), strict=True):
                 left, top = max(-x, 0), max(-y, 0)  # the box, not the light, may leave the field
@@ -181,8 +200,13 @@ def _add_light(image: torch.Tensor, light: torch.Tensor, catalogue: np.ndarray, 
                 combine(patch, tile[:, top : top + patch.shape[1], left : left + patch.shape[2]], out=patch)
 
 
-def _warp(stamps: torch.Tensor, side: int, rows: np.ndarray, box: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Return the light (K, 3, box, box) and the field's pixel (x, y) that each box begins at."""
+def _warp(
+    stamps: torch.Tensor, side: int, level: int, rows: np.ndarray, box: int
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Return the light (K, 3, box, box) and the field's pixel (x, y) that each box begins at.
+
+    `stamps` have been halved `level` times; their side was `side`.
+    """
     middle = np.stack([rows["x"], rows["y"]], 1)
     corners = np.rint(middle - (box - 1) / 2).astype(int)
     off = corners + (box - 1) / 2 - middle  # from the middle of the stamp to that of the box
@@ -190,6 +214,9 @@ def _warp(stamps: torch.Tensor, side: int, rows: np.ndarray, box: int) -> tuple[
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     back = np.moveaxis(step * turn, -1, 0)  # (K, 2, 2): field px to stamp coordinates in [-1, 1]
     theta = np.concatenate([back * box / 2, back @ off[..., None]], 2)
+    share = side / (stamps.shape[-1] << level)  # below 1 where an odd side was padded before it was halved
+    theta *= share
+    theta[:, :, 2] += share - 1
     theta = torch.from_numpy(theta.astype(np.float32))
     grid = F.affine_grid(theta, (len(rows), 3, box, box), align_corners=False)
     chosen = stamps[torch.from_numpy(rows["source"].astype(np.int64))]

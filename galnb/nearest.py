@@ -72,7 +72,8 @@ def nearest(
     Returns
     -------
     Nearest
-        The same as comparing every pair: nothing is skipped. Of equal scores the first in the bank wins.
+        The same as comparing every pair: nothing is skipped. Of equal scores, rounded to a millionth, the
+        first in the bank wins.
 
     Raises
     ------
@@ -120,8 +121,10 @@ def _similarities(images: torch.Tensor, bank: torch.Tensor, data_range: float) -
     cov, other = torch.empty(2, step, len(images), len(bank))
     total, count = torch.zeros(len(images), len(bank), dtype=torch.float64), 0
     y_terms = torch.ones(windows, 5, len(bank))  # my, 1, vy, my² and my² vy of each window
-    for (x, x_mean, x_var), (y, y_mean, y_var) in zip(_rows(images), _rows(bank), strict=True):
+    level = float(bank.mean())
+    for (x, x_mean, x_var), (y, y_mean, y_var) in zip(_rows(images, level), _rows(bank, level), strict=True):
         x = (x - x_mean[:, None]).transpose(1, 2)
+        x_mean, y_mean = x_mean + level, y_mean + level
         # 2 mx my + c1 and (mx² + my² + c1) (vx + vy + c2) as sums of products of what x and y have alone
         one, square, spread = torch.ones_like(x_mean), x_mean.square() + c1, x_var + c2
         x_luminance = torch.stack([2 * x_mean, c1 * one], 2)
@@ -140,9 +143,10 @@ def _similarities(images: torch.Tensor, bank: torch.Tensor, data_range: float) -
     return (total / count).float()
 
 
-def _rows(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Yield for each row of windows of each channel the values (windows, 49, B), means and variances
-    (windows, B)."""
+def _rows(images: torch.Tensor, level: float) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield for each row of windows of each channel the values (windows, 49, B) and means (windows, B), both
+    less a level, and the variances (windows, B)."""
+    images = images - level  # covariances of small numbers lose less to rounding
     for channel in images.permute(1, 2, 3, 0).contiguous():  # images side by side, as matrix products want
         sums = torch.zeros(2, *channel.shape[1:], dtype=torch.float64)  # of 7 rows: values and squares
         # The last 7 rows, column by column, so that 49 rows of it, from every seventh on, are a window. A new
@@ -176,11 +180,13 @@ def _merge(best: Nearest, scores: torch.Tensor, seen: int, count: int) -> Neares
     joined = [
         torch.cat(pair, 1) for pair in ((best.indices, index), (best.scores, score), (best.turns, turn))
     ]
-    order = joined[1].sort(dim=1, descending=True, stable=True).indices[:, :count]
+    order = joined[1].round(decimals=6).sort(dim=1, descending=True, stable=True).indices[:, :count]
     return Nearest(*(values.gather(1, order) for values in joined))
 
 
 def _pieces(bank, most: int) -> Iterator[torch.Tensor]:
+    if not isinstance(bank, torch.Tensor | np.ndarray | Iterable):
+        raise ValueError(f"bank is {bank!r}; expected a tensor or array (N, C, H, W), or pieces of one")
     for part in [bank] if isinstance(bank, torch.Tensor | np.ndarray) else bank:
         if not isinstance(part, torch.Tensor | np.ndarray) or part.ndim != 4:
             raise ValueError(
@@ -188,19 +194,19 @@ def _pieces(bank, most: int) -> Iterator[torch.Tensor]:
                 "tensors or arrays (N, C, H, W)"
             )
         for start in range(0, len(part), most):
-            piece = torch.as_tensor(
-                np.array(part[start : start + most])
-                if isinstance(part, np.ndarray)
-                else part[start : start + most]
-            )
+            piece = part[start : start + most]
+            if isinstance(piece, np.ndarray):  # a copy: of a memory map only this piece is read
+                piece = torch.from_numpy(piece.astype(piece.dtype.newbyteorder("=")))
+            if not (piece.is_floating_point() or piece.dtype == torch.uint8):
+                raise ValueError(f"the bank holds {piece.dtype}; expected floats or 8-bit numbers")
             values = piece.detach().float().cpu()
             yield values / 255 if piece.dtype == torch.uint8 else values
 
 
 def _check_images(images: torch.Tensor, count: int, data_range: float, symmetries: bool) -> None:
     check_sizes(count=count)
-    if not data_range > 0:
-        raise ValueError(f"data_range is {data_range}; expected a number > 0, 1 for images in [0, 1]")
+    if not 1e-6 <= data_range <= 1e9:
+        raise ValueError(f"data_range is {data_range}; expected 1e-6 to 1e9, 1 for images in [0, 1]")
     if (
         not isinstance(images, torch.Tensor)
         or images.ndim != 4

@@ -14,6 +14,7 @@ from PIL import Image, ImageStat
 pytestmark = pytest.mark.book
 ROOT = Path(__file__).parents[1]
 HTML = ROOT / "_build" / "html"
+PICTURES = ROOT / "_build" / "screenshots"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
 FLAGS += "--disable-component-update --disable-sync"
@@ -80,12 +81,12 @@ def test_page_in_browser(browser, address, name, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= VIEW["width"], "the page scrolls sideways"
 
     picture = as_scrolled(page)
-    picture.save(
-        ROOT / "_build" / "screenshots" / f"{name.replace('/', '_').removesuffix('.html')}.{scheme}.png"
-    )
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    picture.save(PICTURES / f"{name.replace('/', '_').removesuffix('.html')}.{scheme}.png")
     text = page.locator("article").first.bounding_box()
     left, right = int(text["x"]), int(text["x"] + text["width"])
-    for top in range(HEADER, picture.height - STEP, STEP):
+    last = max(HEADER, picture.height - STEP)
+    for top in (*range(HEADER, last, STEP), last):
         window = picture.crop((left, top, right, top + STEP)).convert("L")
         assert ImageStat.Stat(window).stddev[0] > 5, f"nothing to see from {top} px on"
     assert (ImageStat.Stat(picture.convert("L")).median[0] > 128) == (scheme == "light")

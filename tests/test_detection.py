@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from galnb import detection
 
@@ -70,6 +71,17 @@ def test_nothing_to_speak_of_is_found_in_noise(method):
     assert len(usual) <= 15  # of 108,000 px: five neighbours above 1.5 sigma happen
     rows = catalogue(PLANTED)
     assert detection.match(rows, usual, radius=3).real.sum() <= 2, "matches by luck"
+
+
+@pytest.mark.parametrize("method", sorted(detection.DETECTORS))
+def test_a_sky_without_any_noise_hides_nothing(method):
+    pytest.importorskip("sep" if method == "SEP" else "photutils")
+    image, blob = torch.zeros(3, 256, 256), torch.zeros(41, 41)
+    blob[20, 20] = 0.6 * 25
+    for x, y in ((60, 60), (60, 190), (190, 120)):
+        image[:, y - 20 : y + 21, x - 20 : x + 21] = torch.from_numpy(gaussian_filter(blob.numpy(), 2.0))
+    assert len(detection.detect(image, method=method)) == 3
+    assert len(detection.detect(torch.zeros(3, 256, 256), method=method)) == 0
 
 
 def test_a_crowded_field_does_not_overflow_sep():

@@ -43,6 +43,19 @@ def test_flux_and_radius_grow_with_the_size(scale):
     assert rows["radius"] == pytest.approx(scale * 4 * (2 * np.log(2)) ** 0.5, rel=0.06)
 
 
+@pytest.mark.parametrize("scale", [0.5, 0.25])
+@pytest.mark.parametrize("side", [64, 69, 127, 150])
+def test_odd_stamps_are_halved_about_their_middle(side, scale):
+    setting = {"size": 400, "placements": 8, "generator": draw(), "scales": (scale, scale)}
+    field = mosaic.compose(gaussian(side, sigma=side / 16)[None], sky=0.0, noise=0.0, **setting)
+    wanted = scale**2 * 0.5 * 2 * np.pi * (side / 16) ** 2
+    assert field.catalogue["flux"] == pytest.approx(wanted, rel=0.01)
+    light = field.image.mean(0).double()
+    for axis, name in enumerate(("y", "x")):
+        centre = float((light.sum(1 - axis) * torch.arange(400)).sum() / light.sum())
+        assert centre == pytest.approx(field.catalogue[name].mean(), abs=0.05)
+
+
 def test_turn_goes_from_x_to_y():
     bar = torch.zeros(1, 3, 64, 64)
     bar[..., 30:34, 20:44] = 0.5
@@ -120,13 +133,21 @@ def test_field_stays_in_range_with_the_sky_asked_for():
     [
         ({"size": 0}, "size"),
         ({"size": (0, 100)}, "size"),
+        ({"size": 100.0}, "size"),
+        ({"size": None}, "size"),
         ({"placements": 0}, "placements"),
+        ({"placements": 2.0}, "placements"),
         ({"size": 60}, "do not fit"),
         ({"size": 100, "scales": (0.5, 2.0)}, "do not fit"),
         ({"scales": (0.5, 0.2)}, "scales"),
+        ({"scales": 0.5}, "scales"),
+        ({"generator": None}, "generator"),
         ({"combine": "mean"}, r"\['add', 'maximum'\]"),
         ({"noise": -1.0}, "noise"),
         ({"blanks": [0]}, "got 0 galaxies"),
+        ({"blanks": [1]}, "0 to 0"),
+        ({"blanks": [-1]}, "0 to 0"),
+        ({"blanks": torch.tensor([True])}, "nonzero"),
         ({"blank_share": 0.5}, "blank_share"),
     ],
 )

@@ -152,3 +152,28 @@ def test_bad_images_are_refused(sky):
         nearest(sky[:1], sky, count=0)
     with pytest.raises(ValueError, match="data_range is 0"):
         nearest(sky[:1], sky, data_range=0)
+
+
+@pytest.mark.parametrize(("level", "data_range"), [(10.0, 1.0), (1000.0, 1.0), (0.9, 0.001)])
+def test_a_level_far_above_the_range(sky, level, data_range):
+    images, bank = (data_range * part + level for part in (sky[:3], sky[3:9]))
+    found = nearest(images, bank, count=6, data_range=data_range)
+    wanted = np.take_along_axis(table(images, bank, data_range), found.indices.numpy(), 1)
+    assert np.abs(found.scores.numpy() - wanted).max() < 1e-5 * level + 1e-6
+
+
+@pytest.mark.parametrize("count", [7, 33, 100, 513])
+def test_of_copies_the_first_wins_wherever_a_piece_ends(sky, count):
+    images = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(count)).sigmoid()
+    bank = sky[:1, :, :16, :16].expand(count, -1, -1, -1)
+    assert nearest(images, bank, count=3).indices.tolist() == [[0, 1, 2]]
+
+
+def test_banks_of_other_numbers(sky):
+    swapped = sky.numpy().astype(">f4")  # as FITS files have them
+    assert torch.equal(nearest(sky[:2], swapped).indices, nearest(sky[:2], sky).indices)
+    for wrong in (sky.to(torch.complex64), sky.bool(), (255 * sky).long()):
+        with pytest.raises(ValueError, match="8-bit"):
+            nearest(sky[:2], wrong)
+    with pytest.raises(ValueError, match="bank is None"):
+        nearest(sky[:2], None)
