@@ -17,7 +17,7 @@ class Augmentation:
     translation : float
         Largest shift, as a share of the side.
     cutout : float
-        Probability that a square of half the side is blanked.
+        Probability that a square of 2 (side // 4) + 1 px, about half the side, is blanked.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def rotate_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     Raises
     ------
     ValueError
-        If images are not RGB, or there is not one angle per image.
+        If images are not RGB floats, or there is not one angle per image.
 
     Notes
     -----
@@ -71,6 +71,8 @@ def rotate_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
             f"images {tuple(images.shape)} and turns {tuple(turns.shape)}: expected (B, 3, H, W), since only "
             "RGB has a hue, and (B,)"
         )
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}; expected floats: from 8 bit use x.float() / 255")
     red, green, blue = images.unbind(1)
     value, brightest = images.max(1)
     chroma = value - images.amin(1)
@@ -89,8 +91,8 @@ def augment(images: torch.Tensor, how: Augmentation, *, generator: torch.Generat
 
     Parameters
     ----------
-    images : torch.Tensor, shape (B, C, H, W)
-        In [-1, 1], where -1 is black.
+    images : torch.Tensor, shape (B, C, S, S)
+        Floats in [-1, 1], where -1 is black.
     how : Augmentation
         What is done how often.
     generator : torch.Generator
@@ -98,18 +100,23 @@ def augment(images: torch.Tensor, how: Augmentation, *, generator: torch.Generat
 
     Returns
     -------
-    torch.Tensor, shape (B, C, H, W)
+    torch.Tensor, shape (B, C, S, S)
         Differentiable in `images`. What moves in from outside the frame is black.
 
     Raises
     ------
     ValueError
-        If hue is asked for and images are not RGB.
+        If images are not square or no floats, hue is asked for and they are not RGB, or `generator` is no
+        torch.Generator.
 
     Notes
     -----
     Zhao et al. 2020, NeurIPS 33, 7559. Chapter: New galaxies
     """
+    if images.ndim != 4 or images.shape[-2] != images.shape[-1] or not images.is_floating_point():
+        raise ValueError(f"images are {tuple(images.shape)}, {images.dtype}; expected floats (B, C, S, S)")
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator is {generator!r}; expected one such as torch.Generator().manual_seed(0)")
     count, side = len(images), images.shape[-1]
 
     def draw(*shape: int) -> torch.Tensor:
@@ -137,7 +144,7 @@ def _shifted(images: torch.Tensor, start: torch.Tensor, reach: int) -> torch.Ten
 
 
 def _square(corner: torch.Tensor, side: int) -> torch.Tensor:
-    """Mark a square of half the side, centred anywhere in the frame: (2, B) in [0, 1] -> (B, 1, H, W)."""
+    """Mark a square of 2 (side // 4) + 1 px, centred anywhere: (2, B) in [0, 1] -> (B, 1, S, S)."""
     steps = torch.arange(side, device=corner.device)
     near = ((corner * side).long()[..., None] - steps).abs() <= side // 4
     return (near[0][:, :, None] & near[1][:, None, :])[:, None]

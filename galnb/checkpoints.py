@@ -23,6 +23,8 @@ GANS = {
     "vanilla": ("galnb.vanilla", "VanillaConfig", "vanilla"),
 }
 WEIGHTS = Path(__file__).parent / "weights"
+PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
+HEADER = {"gan": str, "config": dict, "experiment": dict, "step": (int, float), "metrics": dict}
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,19 @@ def save_checkpoint(
     metrics : mapping, optional
         Figures measured with these weights; must be JSON.
     dtype : torch.dtype
-        Precision of the stored weights. Batch statistics and counters keep theirs. ``torch.int8`` stores
-        the generator's kernels and matrices in 8 bits with one scale per row, the rest in float16.
+        Precision of the stored weights, one of `PRECISIONS`. Batch statistics and counters keep theirs.
+        ``torch.int8`` stores the generator's kernels and matrices in 8 bits with one scale per row, the rest
+        in float16.
 
     Returns
     -------
     Path
         The file written. It appears whole or not at all.
+
+    Raises
+    ------
+    ValueError
+        If the name ends otherwise, `dtype` is none of these, or it cannot hold a weight.
 
     Notes
     -----
@@ -90,6 +98,8 @@ def save_checkpoint(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path is {path}; expected a name that ends in .safetensors")
+    if dtype not in PRECISIONS:
+        raise ValueError(f"dtype is {dtype!r}; expected one of {PRECISIONS}")
     tensors = {}
     for part, module in (("generator", gan.generator), ("discriminator", gan.discriminator)):
         for name, tensor in module.state_dict().items():
@@ -114,10 +124,16 @@ def save_checkpoint(
 def _stored(name: str, tensor: torch.Tensor, precision: torch.dtype) -> dict[str, torch.Tensor]:
     """Return what a file holds of one tensor."""
     if precision != torch.int8:
-        return {name: tensor.to(precision).contiguous()}
-    scale = tensor.flatten(1).abs().amax(1).clamp_min(1e-12).float() / 127
-    rows = scale.view(-1, *[1] * (tensor.ndim - 1))
-    return {name: (tensor / rows).round().to(torch.int8).contiguous(), name + SCALE: scale}
+        stored = {name: tensor.to(precision).contiguous()}
+        lost = tensor.isfinite() & ~stored[name].isfinite()
+    else:
+        scale = tensor.flatten(1).abs().amax(1).clamp_min(1e-12).float() / 127
+        rows = scale.view(-1, *[1] * (tensor.ndim - 1))
+        stored = {name: (tensor / rows).round().to(torch.int8).contiguous(), name + SCALE: scale}
+        lost = ~scale.isfinite()  # one infinite weight would take its row with it
+    if lost.any():
+        raise ValueError(f"{name} holds values that {precision} cannot store; save with dtype=torch.float32")
+    return stored
 
 
 def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> Checkpoint:
@@ -184,12 +200,21 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         raise ValueError(
             f"{path} was not written by this galnb: its format is {found!r}, expected {FORMAT!r}"
         )
-    header = json.loads(metadata["galnb"])
+    try:
+        header = json.loads(metadata["galnb"])
+        fits = all(isinstance(header[name], kind) for name, kind in HEADER.items())
+    except (ValueError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{path} has a damaged header; expected JSON with {list(HEADER)}; get it again")
     if header["gan"] not in GANS:
         raise ValueError(f"{path} holds a {header['gan']!r}; this version knows {sorted(GANS)}")
-    for name in [name for name in tensors if name.endswith(SCALE)]:
-        scale, whole = tensors.pop(name), tensors[name.removesuffix(SCALE)]
-        tensors[name.removesuffix(SCALE)] = whole * scale.view(-1, *[1] * (whole.ndim - 1))
+    scaled = {name.removesuffix(SCALE) for name in tensors if name.endswith(SCALE)}
+    for name in scaled | {name for name, tensor in tensors.items() if tensor.dtype == torch.int8}:
+        whole, scale = tensors.get(name), tensors.pop(name + SCALE, None)
+        if whole is None or scale is None or scale.shape != whole.shape[:1]:
+            raise ValueError(f"{path} is damaged: {name!r} needs its 8 bits and one scale per row")
+        tensors[name] = whole * scale.view(-1, *[1] * (whole.ndim - 1))
     return header, tensors
 
 

@@ -5,7 +5,9 @@ import html
 import io
 import json
 import os
+import re
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 
 from galnb.files import write_atomically
+from galnb.imageset import check_images
 
 DZI = """<?xml version="1.0" encoding="UTF-8"?>
 <Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="jpg" Overlap="0" TileSize="{tile}">
@@ -42,7 +45,7 @@ def zoom_view(
     alt : str
         What the picture shows, for those who do not see it.
     marks : dict of numpy.ndarray (K, 3), optional
-        Circles (x, y, radius) px that the reader can switch on, by a name of `MARKS`.
+        Circles (x, y, radius), finite, px, that the reader can switch on, by a name of `MARKS`.
     tile : int
         Side of a tile, px; the overview is the largest halving of the picture with no side above two tiles.
     quality : int
@@ -57,7 +60,7 @@ def zoom_view(
     Raises
     ------
     ValueError
-        If the image, the name, the tile or a name of marks does not fit.
+        If the image, the name, the tile or the marks do not fit.
 
     Notes
     -----
@@ -70,6 +73,9 @@ def zoom_view(
             f"got name {name!r}, alt {alt!r}, unknown marks {sorted(unknown)}; expected letters and digits, "
             f"a text, and marks among {list(MARKS)}"
         )
+    for kind, circles in (marks or {}).items():
+        if np.ndim(circles) != 2 or np.shape(circles)[1] != 3 or not np.isfinite(circles).all():
+            raise ValueError(f"marks {kind!r} are {np.shape(circles)}; expected finite (K, 3): x, y, radius")
     levels = []
     for level in _halvings(pixels, 2 * tile):
         edge = 2 * tile if not levels else tile  # the overview is one tile
@@ -84,10 +90,7 @@ def zoom_view(
     overview, levels[0]["rows"] = levels[0]["rows"][0][0], []  # its data stand in the <img> already
     data = json.dumps({"levels": levels, "marks": shown}, separators=(",", ":")).replace("</", "<\\/")
     filled = {"NAME": f"zoom-{name}", "ALT": html.escape(alt, quote=True), "OVERVIEW": overview, "DATA": data}
-    page = VIEWER
-    for key, value in filled.items():
-        page = page.replace(f"@{key}@", value)
-    return page
+    return re.sub(f"@({'|'.join(filled)})@", lambda found: filled[found[1]], VIEWER)
 
 
 def write_deep_zoom(path: str | Path, image: torch.Tensor, *, tile: int = 254, quality: int = 85) -> Path:
@@ -103,12 +106,13 @@ def write_deep_zoom(path: str | Path, image: torch.Tensor, *, tile: int = 254, q
     Returns
     -------
     pathlib.Path
-        The .dzi file, written last: where it is, the tiles are whole.
+        The .dzi file, written last: where it is, the tiles are whole. If writing fails, an older one and
+        its tiles are put back.
 
     Raises
     ------
     ValueError
-        If the image or the ending does not fit.
+        If the image or the ending does not fit, or NAME_files is there and holds anything but tiles.
 
     Notes
     -----
@@ -117,23 +121,48 @@ def write_deep_zoom(path: str | Path, image: torch.Tensor, *, tile: int = 254, q
     Chapter: A sky of new galaxies
     """
     path, pixels = Path(path), _pixels(image, tile, quality)
-    if path.suffix != ".dzi":
-        raise ValueError(f"got {path.name}; expected a name that ends in .dzi")
-    target, scratch = path.with_name(f"{path.stem}_files"), path.with_name(f".{path.stem}.{os.getpid()}.part")
+    if path.suffix != ".dzi" or path.is_dir():
+        raise ValueError(f"got {path}; expected a file whose name ends in .dzi")
+    target = path.with_name(f"{path.stem}_files")
+    if os.path.lexists(target) and not _is_folder_of_tiles(target):
+        raise ValueError(f"{target} is not a folder of tiles; move it or choose another name")
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.part")
+    height, width = pixels.shape[:2]
     try:
         for number, level in enumerate(_halvings(pixels, 1)):
-            folder = scratch / str(number)
+            folder = scratch / "new" / str(number)
             folder.mkdir(parents=True)
             for y, row in enumerate(_tiles(level, tile, quality)):
                 for x, content in enumerate(row):
                     (folder / f"{x}_{y}.jpg").write_bytes(content)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(scratch, target)
+        _exchange(path, DZI.format(tile=tile, width=width, height=height).encode(), target, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    height, width = pixels.shape[:2]
-    write_atomically(path, DZI.format(tile=tile, width=width, height=height).encode())
     return path
+
+
+def _is_folder_of_tiles(folder: Path) -> bool:
+    """Say whether a folder holds numbered folders of x_y.jpg and nothing else."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    names = [part.relative_to(folder).as_posix() + "/" * part.is_dir() for part in folder.rglob("*")]
+    return all(re.fullmatch(r"\d+/(\d+_\d+\.jpg)?", name) for name in names)
+
+
+def _exchange(path: Path, content: bytes, target: Path, scratch: Path) -> None:
+    """Put new tiles and their .dzi in place of the old ones; after an error the old ones are back."""
+    moved = []
+    try:
+        # the .dzi goes first and comes last: a killed run leaves none beside tiles that are not its own
+        for place, new in ((path, scratch / "old.dzi"), (target, scratch / "old"), (scratch / "new", target)):
+            if os.path.lexists(place):
+                os.replace(place, new)
+                moved.append((place, new))
+        write_atomically(path, content)
+    except BaseException:
+        for place, new in reversed(moved):
+            os.replace(new, place)
+        raise
 
 
 def _pixels(image: torch.Tensor, tile: int, quality: int) -> np.ndarray:
@@ -142,8 +171,12 @@ def _pixels(image: torch.Tensor, tile: int, quality: int) -> np.ndarray:
         raise ValueError(f"got {getattr(image, 'shape', type(image))}, expected one image (3, H, W)")
     if not (tile >= 16 and 1 <= quality <= 95):
         raise ValueError(f"got tile {tile}, quality {quality}; expected 16 or more, and 1 to 95")
-    bands = [(255 * band.clamp(0, 1)).round().byte() for band in image.detach().cpu().split(256, dim=1)]
-    return torch.cat(bands, 1).movedim(0, -1).numpy()
+    pixels = torch.empty(image.shape, dtype=torch.uint8)
+    bands = zip(image.detach().cpu().split(256, dim=1), pixels.split(256, dim=1), strict=True)
+    for band, place in bands:  # in parts: checking and rounding copy what they get
+        check_images(band[None], name="image")
+        place.copy_((255 * band.clamp(0, 1)).round())
+    return pixels.movedim(0, -1).numpy()
 
 
 def _halvings(pixels: np.ndarray, smallest: int) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ from galnb.features import feature_network
 from galnb.imageset import check_images, check_sizes
 
 NORMAL = 1.959964  # half width of a 95 % interval in standard errors
+LARGEST = 1e25  # of a vector: its 12th power, in the variance of the kernel's slopes, is still a number
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def embed(images: torch.Tensor, features: str | nn.Module, *, batch: int = 8) ->
     Raises
     ------
     ValueError
-        If images break the image convention or the network gives no vectors.
+        If images break the image convention, or `features` is no network or gives no vectors.
     FileNotFoundError, ModuleNotFoundError
         If weights are missing; the message says what to install or give.
 
@@ -70,6 +71,8 @@ def embed(images: torch.Tensor, features: str | nn.Module, *, batch: int = 8) ->
     """
     check_images(images)
     check_sizes(batch=batch)
+    if not isinstance(features, (str, nn.Module)):
+        raise ValueError(f"features is {features!r}; expected a name or a network of feature_network(...)")
     network = feature_network(features, pooled=True) if isinstance(features, str) else features
     device = next(network.buffers(), images).device
     with torch.no_grad():
@@ -110,7 +113,8 @@ def frechet_distance(
     Raises
     ------
     ValueError
-        If the sets are not equally many (say `count`), fewer than 2, or their vectors differ in length.
+        If the sets are no tensors of images or vectors, not equally many (say `count`) or fewer than 2, or
+        their vectors differ in length or hold numbers beyond 1e25.
 
     Notes
     -----
@@ -212,13 +216,18 @@ def real_floor(
     Raises
     ------
     ValueError
-        If there are fewer than 2 `count` images.
+        If there are fewer than 2 `count` images, or `images` or `generator` is of another kind.
 
     Notes
     -----
     Chapter: New galaxies
     """
     check_sizes(count=count, splits=splits)
+    _check_set(images)
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator is {generator!r}; expected a torch.Generator: its seed repeats the splits"
+        )
     vectors = images if images.ndim == 2 else embed(images, features)
     half = len(vectors) // 2 if count is None else count
     if not 2 <= half <= len(vectors) // 2:
@@ -236,12 +245,22 @@ def _name(features: str | nn.Module) -> str:
     return features if isinstance(features, str) else getattr(features, "name", type(features).__name__)
 
 
+def _check_set(images: torch.Tensor) -> None:
+    if not isinstance(images, torch.Tensor) or images.ndim not in (2, 4) or 0 in images.shape[1:]:
+        given = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
+        raise ValueError(
+            f"got {given}; expected a tensor of images (N, C, H, W) or vectors (N, D), D at least 1"
+        )
+
+
 def _vectors(a, b, features, count, generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Return equally many vectors of both sets in double precision."""
     check_sizes(count=count)
+    for part in (a, b):
+        _check_set(part)
     if count is not None:
-        if generator is None:
-            raise ValueError(f"count={count} draws at random: give a generator, too")
+        if not isinstance(generator, torch.Generator):
+            raise ValueError(f"count={count} draws at random: give a generator, too; got {generator!r}")
         if count > min(len(a), len(b)):
             raise ValueError(f"count is {count}, but the sets hold {len(a)} and {len(b)} images")
         a, b = (part[torch.randperm(len(part), generator=generator)[:count]] for part in (a, b))
@@ -250,10 +269,13 @@ def _vectors(a, b, features, count, generator) -> tuple[torch.Tensor, torch.Tens
             f"the sets hold {len(a)} and {len(b)} images; expected equally many, at least 2: a distance "
             "depends on the count. Give count=N and a generator to draw N of each"
         )
-    a, b = (part if part.ndim == 2 else embed(part, features) for part in (a, b))
-    if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()):
-        raise ValueError(f"got vectors {tuple(a.shape)} and {tuple(b.shape)}; expected finite, of one length")
-    return a.double(), b.double()
+    a, b = (part.detach().double() if part.ndim == 2 else embed(part, features).double() for part in (a, b))
+    if a.shape != b.shape or not all((part.abs() <= LARGEST).all() for part in (a, b)):
+        raise ValueError(
+            f"got vectors {tuple(a.shape)} and {tuple(b.shape)}; expected finite, of one length, "
+            f"with numbers up to {LARGEST:.0e}"
+        )
+    return a, b
 
 
 def _singular(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,7 +1,6 @@
 """Fixed networks that see more in an image than its pixels: for the burn-in loss and for distances."""
 
 import importlib.util
-import pickle
 from collections import OrderedDict
 from pathlib import Path
 from urllib.error import URLError
@@ -44,12 +43,15 @@ class FeatureNetwork(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(f"got images of shape {tuple(images.shape)}, expected (B, 1 or 3, H, W)")
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
+            raise ValueError(
+                f"got images of shape {tuple(images.shape)}, {images.dtype}; expected (B, 1 or 3, H, W), "
+                "floats in [0, 1]; from 8 bit use x.float() / 255"
+            )
         images = images.expand(-1, 3, -1, -1)
         if self.size is not None:
             images = functional.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
-        return self.body((images - self.mean) / self.std)
+        return self.body(((images - self.mean) / self.std).to(self.mean.dtype))
 
 
 def _convolution(before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -203,9 +205,16 @@ def _read(path: str | Path) -> dict[str, torch.Tensor]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # on a damaged file torch.load raises any of a dozen types
         raise ValueError(f"{path} is damaged or holds no weights; get it again") from error
+    if not isinstance(stored, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in stored.items()
+    ):
+        raise ValueError(f"{path} holds no state dict; expected names with their tensors, {INSTEAD}")
+    return stored
 
 
 def _fill(network: nn.Module, stored: dict[str, torch.Tensor], path: str | Path) -> None:

@@ -1,6 +1,7 @@
 """Writing files as a whole or not at all."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Chapter: The deblender GAN
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         with open(scratch, "wb") as file:
             yield file

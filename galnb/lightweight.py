@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from galnb.augmentation import Augmentation, augment
 from galnb.gan import Batch, Gan, Losses, to_signed, to_unit
+from galnb.imageset import check_sizes
 from galnb.layers import Add, Multiply, evaluating
 from galnb.losses import discriminator_hinge, generator_hinge
 
@@ -26,7 +27,7 @@ class LightweightConfig:
     width : int
         Channels at 64 px; half as many at twice the side. Published 64.
     widest : int
-        Most channels at any side; published 512.
+        Most channels at any side, even and at least 4; published 512.
     latent : int
         Length of the random vector that a galaxy is drawn from; published 256.
     augmentation : Augmentation
@@ -55,17 +56,21 @@ class LightweightConfig:
     def __post_init__(self):
         if isinstance(self.augmentation, dict):  # read back from JSON
             object.__setattr__(self, "augmentation", Augmentation(**self.augmentation))
+        check_sizes(
+            size=self.size, width=self.width, widest=self.widest, latent=self.latent,
+            penalty_every=self.penalty_every,
+        )  # fmt: skip
         if self.size < 64 or self.size & (self.size - 1):
             raise ValueError(f"size is {self.size}; expected 64, 128, 256, ...")
-        if self.channels_at(self.size) < 2 or self.widest < 2:
+        if self.widest < 4 or self.widest % 2:
+            raise ValueError(f"widest is {self.widest}; expected an even number of at least 4")
+        if self.channels_at(self.size) < 2:
             raise ValueError(
-                f"width {self.width} leaves too few channels at {self.size} px; expected 2 or more"
+                f"width {self.width} leaves too few channels at {self.size} px; expected a width of "
+                f"{self.size // 32} or more"
             )
-        if min(self.latent, self.penalty_every) < 1 or not self.penalty >= 0:
-            raise ValueError(
-                f"latent {self.latent}, penalty_every {self.penalty_every}, penalty {self.penalty}: "
-                "expected at least 1, 1 and 0"
-            )
+        if not self.penalty >= 0:
+            raise ValueError(f"penalty is {self.penalty}; expected at least 0")
 
     def channels_at(self, side: int) -> int:
         """Return the number of channels at a side, px."""
@@ -225,6 +230,17 @@ class LightweightDiscriminator(nn.Module):
         return scores, self.shape_head(small), at_16, at_8
 
 
+def _images(gan: Gan, batch: Batch) -> torch.Tensor:
+    """Return the images of a batch if their shape is right."""
+    given = tuple(batch["images"].shape) if "images" in batch else None
+    wanted = (3, gan.config.size, gan.config.size)
+    if not given or not given[0] or given[1:] != wanted:
+        raise ValueError(
+            f"batch holds images {given}; expected (B, {', '.join(map(str, wanted))}), at least one"
+        )
+    return batch["images"]
+
+
 def _draw(gan: Gan, count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
     latent = torch.randn(count, gan.config.latent, generator=generator).to(device)
     noise = torch.randn(count, 1, gan.config.size, gan.config.size, generator=generator).to(device)
@@ -248,7 +264,7 @@ def _redrawing_error(
 def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
     """Hinge of both heads, redrawing of true images, and now and then the slope at them."""
     how = gan.config.augmentation
-    real = augment(gan.prepare(batch["images"]), how, generator=generator)
+    real = augment(gan.prepare(_images(gan, batch)), how, generator=generator)
     with torch.no_grad():
         fake = augment(_draw(gan, len(real), generator, real.device), how, generator=generator)
     steep = (
@@ -274,7 +290,7 @@ def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> L
 
 
 def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
-    images = batch["images"]
+    images = _images(gan, batch)
     fake = _draw(gan, len(images), generator, images.device)
     main, shape, *_ = gan.discriminator(
         augment(fake, gan.config.augmentation, generator=generator), heads=True
@@ -330,8 +346,8 @@ def generate(
     generator : torch.Generator
         CPU generator of the random vectors and of the fine noise.
     latent : torch.Tensor, shape (count, latent), optional
-        Vectors to draw from in place of random ones; the fine noise then is one pattern for all, so that a
-        walk from vector to vector changes the galaxy and nothing else.
+        Finite vectors to draw from in place of random ones; the fine noise then is one pattern for all, so
+        that a walk from vector to vector changes the galaxy and nothing else.
     batch : int
         Galaxies per pass, for bounded memory.
 
@@ -343,7 +359,7 @@ def generate(
     Raises
     ------
     ValueError
-        If the GAN is no Lightweight GAN, or the count or the vectors do not fit.
+        If the GAN is no Lightweight GAN, or the count, the vectors or the batch do not fit.
 
     Notes
     -----
@@ -354,13 +370,19 @@ def generate(
             f"this is a {gan.name!r} GAN; generate needs a Lightweight GAN such as lightweight-64"
         )
     config, given = gan.config, latent is not None
-    if count < 1 or (given and latent.shape != (count, config.latent)):
-        raise ValueError(
-            f"count {count}, latent {tuple(latent.shape) if given else None}: expected at least 1 and "
-            f"({count}, {config.latent})"
-        )
+    check_sizes(count=count, batch=batch)
+    if count is None or batch is None:
+        raise ValueError(f"count {count}, batch {batch}: expected whole numbers of at least 1")
     latent = latent if given else torch.randn(count, config.latent, generator=generator)
+    if not isinstance(latent, torch.Tensor) or latent.shape != (count, config.latent):
+        shape = tuple(getattr(latent, "shape", ()))
+        raise ValueError(
+            f"latent {type(latent).__name__} {shape}: expected a tensor ({count}, {config.latent})"
+        )
+    if not latent.is_floating_point() or not latent.isfinite().all():
+        raise ValueError(f"latent of {latent.dtype}: expected finite floats")
     noise = torch.randn(1 if given else count, 1, config.size, config.size, generator=generator)
+    latent = latent.to(noise.dtype)
     device = next(gan.generator.parameters()).device
     parts = zip(latent.split(batch), noise.expand(count, -1, -1, -1).split(batch), strict=True)
     with evaluating(gan.generator), torch.no_grad():

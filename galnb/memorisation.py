@@ -53,7 +53,8 @@ def memorisation(
     Raises
     ------
     ValueError
-        If a set is empty, scores are not finite, or there are too few held-out images for a level.
+        If a set is empty or no tensor of that shape, scores are not finite, `levels` is no tuple, or there
+        are too few held-out images for a level.
 
     Notes
     -----
@@ -63,11 +64,9 @@ def memorisation(
     `chances`. The interval (Clopper & Pearson 1934) takes the threshold as given.
     Chapter: New galaxies
     """
-    firsts = [scores.detach().double() for scores in (generated, held_out)]
-    ours, real = (scores[:, 0].contiguous() if scores.ndim == 2 else scores for scores in firsts)
-    for name, scores in (("generated", ours), ("held_out", real)):
-        if not len(scores) or not scores.isfinite().all():
-            raise ValueError(f"{name} holds {len(scores)} scores; expected at least one and only finite ones")
+    if np.ndim(levels) != 1:
+        raise ValueError(f"levels is {levels!r}; expected a tuple such as (0.95, 0.99)")
+    ours, real = _first("generated", generated), _first("held_out", held_out)
     ordered, n = real.sort().values, len(real)
     below, upto = (torch.searchsorted(ordered, ours, right=right) for right in (False, True))
     fractions, chances = {}, {}
@@ -85,3 +84,14 @@ def memorisation(
     suspects = ours.argsort(descending=True)
     suspects = suspects[ours[suspects] > ordered[-1]]
     return Memorisation(((below + upto).double() / (2 * n)).float(), fractions, chances, suspects)
+
+
+def _first(name: str, scores: torch.Tensor) -> torch.Tensor:
+    """Return the score of the first neighbour of each image, (B,) in double precision."""
+    if not isinstance(scores, torch.Tensor) or scores.ndim not in (1, 2) or not scores.numel():
+        given = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise ValueError(f"{name} is {given}; expected a tensor (B,) or (B, count) of at least one score")
+    firsts = scores.detach().double()[:, 0] if scores.ndim == 2 else scores.detach().double()
+    if not firsts.isfinite().all():
+        raise ValueError(f"{name} holds {len(firsts)} scores; expected only finite ones")
+    return firsts.contiguous()

@@ -40,7 +40,8 @@ def separation(catalogue: np.ndarray) -> np.ndarray:
     if len(rows) > 1:
         pairs = rows[cKDTree(where[rows]).query_pairs(4 * radii[rows].max(), output_type="ndarray")]
         apart = np.linalg.norm(where[pairs[:, 0]] - where[pairs[:, 1]], axis=1)
-        ratio = apart / radii[pairs].sum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):  # two radii of 0 overlap with nothing
+            ratio = apart / radii[pairs].sum(1)
         for column in pairs[ratio < 2].T:
             np.minimum.at(ratios, column, ratio[ratio < 2])
     return ratios
@@ -60,11 +61,11 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 
     Chapter: A sky of new galaxies
     """
-    if not 0 <= hits <= count:
-        raise ValueError(f"got {hits} of {count}; expected 0 <= hits <= count")
+    if not (0 <= hits <= count and hits % 1 == 0 == count % 1):
+        raise ValueError(f"got {hits} of {count}; expected whole numbers, 0 <= hits <= count")
     if not count:
         return 0.0, 1.0
-    low, high = stats.binomtest(hits, count).proportion_ci(method="wilson")
+    low, high = stats.binomtest(int(hits), int(count)).proportion_ci(method="wilson")
     return float(low), float(high)
 
 
@@ -87,15 +88,19 @@ def rates(values: np.ndarray, hits: np.ndarray, *, edges: np.ndarray) -> np.ndar
     Raises
     ------
     ValueError
-        If lengths differ or edges do not rise.
+        If shapes differ, hits are neither 0 nor 1, or edges do not rise.
 
     Notes
     -----
     Chapter: A sky of new galaxies
     """
-    edges = np.asarray(edges, float)
-    if len(values) != len(hits) or len(edges) < 2 or not (np.diff(edges) > 0).all():
-        raise ValueError(f"got {len(values)} values, {len(hits)} hits, edges {edges}; expected rising edges")
+    values, hits, edges = np.asarray(values), np.asarray(hits), np.asarray(edges, float)
+    if values.shape != hits.shape or values.ndim != 1 or not np.isin(hits, (0, 1)).all():
+        raise ValueError(
+            f"got {values.shape} values, {hits.shape} hits; expected (N,) of both, hits of 0 or 1"
+        )
+    if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
+        raise ValueError(f"got edges {edges}; expected two or more rising edges")
     table = np.zeros(len(edges) - 1, RATES)
     table["low"], table["high"] = edges[:-1], edges[1:]
     for row in table:
@@ -128,7 +133,7 @@ def resampled_rate(
     Raises
     ------
     ValueError
-        If lengths differ or there is nothing to draw.
+        If lengths differ, there is nothing to draw or hits are not finite.
 
     Notes
     -----
@@ -136,6 +141,8 @@ def resampled_rate(
     """
     if len(hits) != len(groups) or not len(hits) or rounds < 1:
         raise ValueError(f"got {len(hits)} hits, {len(groups)} groups, {rounds} rounds; expected some, alike")
+    if not np.isfinite(hits).all():
+        raise ValueError("got hits that are not finite; expected 0 or 1 for each placement")
     _, group = np.unique(groups, return_inverse=True)
     counts, sums = np.bincount(group), np.bincount(group, hits)
     drawn = torch.randint(len(counts), (rounds, len(counts)), generator=generator).numpy()

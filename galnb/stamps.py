@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from galnb.images import check_images
+from galnb.imageset import check_images, check_sizes
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,18 @@ def blank(galaxies: torch.Tensor, count: int) -> torch.Tensor:
     Raises
     ------
     ValueError
-        If there are fewer stamps than asked for.
+        If there are fewer stamps than asked for, or `count` is no whole number of at least 1.
 
     Notes
     -----
     Chapter: A sky of new galaxies
     """
     check_images(galaxies, name="galaxies")
-    if not 1 <= count <= len(galaxies):
+    check_sizes(count=count)
+    if count is None or count > len(galaxies):
         raise ValueError(f"got {len(galaxies)} stamps to choose {count} blank ones from; expected 1 or more")
     brightest = galaxies.mean(1).flatten(1)
-    return brightest.kthvalue(max(1, round(0.99 * brightest.shape[1]))).values.argsort()[:count]
+    return brightest.kthvalue(max(1, round(0.99 * brightest.shape[1]))).values.argsort(stable=True)[:count]
 
 
 def cut_out(galaxies: torch.Tensor, *, sigmas: float = 3.0) -> CutOut:
@@ -84,7 +85,7 @@ def cut_out(galaxies: torch.Tensor, *, sigmas: float = 3.0) -> CutOut:
     Raises
     ------
     ValueError
-        If the stamps are not square colour images of 16 px or more.
+        If the stamps are not square colour images of 16 px or more, or `sigmas` is negative or not finite.
 
     Notes
     -----
@@ -95,6 +96,8 @@ def cut_out(galaxies: torch.Tensor, *, sigmas: float = 3.0) -> CutOut:
     Chapter: A sky of new galaxies
     """
     check_stamps(galaxies)
+    if not 0 <= sigmas < np.inf:
+        raise ValueError(f"sigmas is {sigmas}; expected a finite number of at least 0, usually 3")
     parts = [_cut(part.float().cpu(), sigmas) for part in galaxies.detach().split(256)]  # bounds the memory
     return CutOut(*map(torch.cat, zip(*parts, strict=True)))
 
@@ -139,14 +142,15 @@ def _cut(galaxies: torch.Tensor, sigmas: float) -> tuple[torch.Tensor, ...]:
 
 
 def _heaviest_region(above: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the connected region of each mask (B, S, S) with the largest sum of weights."""
+    """Return the connected region of each mask (B, S, S) with the largest sum of weights, one of equals."""
     within = np.zeros((3, 3, 3), bool)
     within[1] = True  # neighbours in the same image only
     regions, count = ndimage.label(above, within)
     sums = np.bincount(regions.ravel(), weights.ravel(), count + 1)
-    sums[0] = 0  # what is not above the sky is no region
-    best = np.where(regions > 0, sums[regions], 0).max((1, 2), keepdims=True)
-    return (regions > 0) & (sums[regions] >= best)
+    sums[0] = -1  # what is not above the sky is no region
+    flat = regions.reshape(len(regions), -1)
+    best = np.take_along_axis(flat, sums[flat].argmax(1)[:, None], 1)
+    return (regions > 0) & (regions == best[..., None])
 
 
 def _centre_and_radius(light: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

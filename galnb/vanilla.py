@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from galnb.gan import Batch, Gan, Losses, to_signed, to_unit
-from galnb.images import check_images
+from galnb.imageset import check_images, check_sizes
 from galnb.layers import Concat, evaluating
 from galnb.losses import GENERATOR_LOSSES, discriminator_bce
 
@@ -49,11 +49,12 @@ class VanillaConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if self.size < 16 or self.size & (self.size - 1):
-            raise ValueError(f"size is {self.size}; expected 16, 32, 64, ...")
         if min(self.width, self.channels) < 1 or self.latent < 0:
             given = f"width {self.width}, channels {self.channels}, latent {self.latent}"
             raise ValueError(f"{given}; expected at least 1, 1 and 0")
+        check_sizes(size=self.size, width=self.width, channels=self.channels, latent=self.latent or None)
+        if self.size < 16 or self.size & (self.size - 1):
+            raise ValueError(f"size is {self.size}; expected 16, 32, 64, ...")
         if self.generator_loss not in GENERATOR_LOSSES:
             known = sorted(GENERATOR_LOSSES)
             raise ValueError(f"generator_loss {self.generator_loss!r} is unknown; known are {known}")
@@ -140,13 +141,19 @@ def _play(gan: Gan, batch: Batch, generator: torch.Generator) -> tuple[torch.Ten
     wanted = (gan.config.channels, gan.config.size, gan.config.size)
     for name in ("images", "condition")[: 1 + gan.config.condition]:
         given = tuple(batch[name].shape) if name in batch else None
-        if given is None or given[1:] != wanted:
-            raise ValueError(f"batch holds {name} {given}; expected (B, {', '.join(map(str, wanted))})")
+        if not given or not given[0] or given[1:] != wanted:
+            raise ValueError(
+                f"batch holds {name} {given}; expected (B, {', '.join(map(str, wanted))}), at least one"
+            )
     real = gan.prepare(batch["images"])
     if not gan.config.condition:
         fake = gan.generator(_noise(gan.config, len(real), generator).to(real.device))
         return real, fake, real, fake
     given = gan.prepare(batch["condition"])
+    if len(given) != len(real):
+        raise ValueError(
+            f"batch holds {len(real)} images and {len(given)} of condition; expected one for each"
+        )
     fake = gan.generator(given)
     return real, fake, torch.cat([real, given], 1), torch.cat([fake, given], 1)
 
@@ -222,7 +229,8 @@ def generate(gan: Gan, count: int, *, generator: torch.Generator, batch: int = 2
     Raises
     ------
     ValueError
-        If the GAN is another one or needs a condition, or the count is not positive.
+        If the GAN is another one or needs a condition, or the count or the batch is no whole number
+        of at least 1.
 
     Notes
     -----
@@ -233,8 +241,9 @@ def generate(gan: Gan, count: int, *, generator: torch.Generator, batch: int = 2
             f"this is a {gan.name!r} GAN{' with a condition' * (gan.name == 'vanilla')}; generate needs a "
             "vanilla one that starts from noise. With a condition: complete(gan, images)"
         )
-    if count < 1:
-        raise ValueError(f"count is {count}; expected at least 1")
+    if count is None:
+        raise ValueError("count is None; expected a whole number of at least 1")
+    check_sizes(count=count)
     return _run(gan, _noise(gan.config, count, generator), batch)
 
 
@@ -258,7 +267,7 @@ def complete(gan: Gan, images: torch.Tensor, *, batch: int = 256) -> torch.Tenso
     Raises
     ------
     ValueError
-        If the GAN is another one or starts from noise, or the images do not fit.
+        If the GAN is another one or starts from noise, or the images or the batch do not fit.
 
     Notes
     -----
@@ -273,10 +282,11 @@ def complete(gan: Gan, images: torch.Tensor, *, batch: int = 256) -> torch.Tenso
     wanted = (gan.config.channels, gan.config.size, gan.config.size)
     if tuple(images.shape[1:]) != wanted:
         raise ValueError(f"images are {tuple(images.shape)}; expected (B, {', '.join(map(str, wanted))})")
-    return _run(gan, gan.prepare(images), batch)
+    return _run(gan, gan.prepare(images.to(next(gan.generator.parameters()).dtype)), batch)
 
 
 def _run(gan: Gan, inputs: torch.Tensor, batch: int) -> torch.Tensor:
+    check_sizes(batch=batch)
     device = next(gan.generator.parameters()).device
     with evaluating(gan.generator), torch.no_grad():
         return torch.cat([to_unit(gan.generator(part.to(device))).cpu() for part in inputs.split(batch)])

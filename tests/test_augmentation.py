@@ -107,3 +107,18 @@ def test_gradients_pass_and_draws_follow_the_generator(generator):
 def test_shares_outside_zero_and_one_are_refused(field):
     with pytest.raises(ValueError, match=f"{field} is 25"):
         Augmentation(**{field: 25})
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(2, 3, 32, 16), torch.zeros(3, 16, 16), torch.zeros(2, 3, 16, 16).byte()]
+)
+def test_images_that_are_not_square_floats_are_refused(images, generator):
+    with pytest.raises(ValueError, match=r"expected floats \(B, C, S, S\)"):
+        augment(images, NONE, generator=generator)
+
+
+def test_bytes_have_no_hue_and_chance_needs_a_generator():
+    with pytest.raises(ValueError, match=r"uint8; expected floats: .* / 255"):
+        rotate_hue(torch.zeros(2, 3, 4, 4).byte(), torch.zeros(2))
+    with pytest.raises(ValueError, match="generator is None; expected"):
+        augment(torch.zeros(2, 3, 16, 16), Augmentation(), generator=None)

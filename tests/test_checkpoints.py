@@ -136,11 +136,42 @@ def rewrite(path, change):
         ),
         (lambda h, t, m: t.pop("discriminator.0.bias"), "weights of the discriminator do not fit its config"),
         (lambda h, t, m: (h["config"].update(size=17), m.pop("galnb")), "size is 17"),
+        (
+            lambda h, t, m: m.update(galnb='{"gan": '),
+            r"a\.safetensors has a damaged header; expected JSON with",
+        ),
+        (lambda h, t, m: m.update(galnb="[]"), r"a\.safetensors has a damaged header"),
+        (lambda h, t, m: (h.update(gan=["vanilla"]), m.pop("galnb")), "has a damaged header"),
+        (lambda h, t, m: (h.update(config=None), m.pop("galnb")), "has a damaged header"),
+        *(
+            (lambda h, t, m, name=name: (h.pop(name), m.pop("galnb")), f"has a damaged header.*'{name}'")
+            for name in ("gan", "config", "experiment", "step", "metrics")
+        ),
     ],
 )
 def test_a_foreign_file_is_refused(path, change, message):
     rewrite(path, change)
     with pytest.raises(ValueError, match=message):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, name: tensors.pop(name),
+        lambda tensors, name: tensors.pop(name + ":scale"),
+        lambda tensors, name: tensors.update({name + ":scale": tensors[name + ":scale"][:1].clone()}),
+        lambda tensors, name: tensors.update({name + ":scale": torch.ones(len(tensors[name]) + 1)}),
+        lambda tensors, name: tensors.update({name + ":scale": torch.tensor(1.0)}),
+    ],
+    ids=["no tensor", "no scale", "one scale", "a scale too many", "no axis"],
+)
+def test_eight_bits_without_their_scales_are_refused(tmp_path, gan, change):
+    path = save_checkpoint(tmp_path / "a.safetensors", gan, experiment={}, step=7, dtype=torch.int8)
+    with safe_open(path, framework="pt") as file:
+        name = next(key for key in file.keys() if key.endswith(":scale")).removesuffix(":scale")  # noqa: SIM118
+    rewrite(path, lambda header, tensors, metadata: change(tensors, name))
+    with pytest.raises(ValueError, match=rf"a\.safetensors is damaged: '{name}' needs its 8 bits"):
         load_checkpoint(path)
 
 
@@ -178,3 +209,34 @@ def test_saving_refuses_other_endings_and_what_is_not_json(tmp_path, gan):
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_checkpoint(tmp_path / "a.safetensors", gan, experiment={"folder": tmp_path}, step=1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool, "float16"])
+def test_saving_refuses_precisions_that_destroy_weights(tmp_path, gan, dtype):
+    with pytest.raises(ValueError, match=r"dtype is .*; expected one of \(torch\.float64, "):
+        save_checkpoint(tmp_path / "a.safetensors", gan, experiment={}, step=1, dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "axes", "value", "dtype", "stored"),
+    [
+        ("discriminator", 4, 7e4, torch.float16, torch.float16),
+        ("discriminator", 4, 7e4, torch.int8, torch.float16),
+        ("generator", 1, 7e4, torch.int8, torch.float16),
+        ("generator", 4, torch.inf, torch.int8, torch.int8),
+        ("generator", 4, torch.nan, torch.int8, torch.int8),
+    ],
+)
+def test_saving_refuses_weights_that_the_precision_cannot_hold(
+    tmp_path, gan, part, axes, value, dtype, stored
+):
+    named = getattr(gan, part).named_parameters()
+    name, weight = next((name, weight) for name, weight in named if weight.ndim == axes)
+    with torch.no_grad():
+        weight.view(-1)[0] = value
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(ValueError, match=f"{part}.{name} holds values that {stored} cannot.*torch.float32"):
+        save_checkpoint(path, gan, experiment={}, step=1, dtype=dtype)
+    kept = getattr(load_checkpoint(save_checkpoint(path, gan, experiment={}, step=1)).gan, part)
+    assert torch.equal(kept.state_dict()[name].isfinite(), weight.isfinite())

@@ -54,6 +54,7 @@ def test_marks_and_text_are_escaped(field):
     page = deepzoom.zoom_view(field, name="f", alt='</script>"x"', marks={"found": np.ones((2, 3))})
     assert levels_of(page)["marks"][0]["circles"] == [[1, 1, 1], [1, 1, 1]]
     assert page.count("</script>") == 1 and "&quot;x&quot;" in page
+    assert 'alt="see @DATA@"' in deepzoom.zoom_view(field, name="f", alt="see @DATA@")
 
 
 def test_deep_zoom_files_follow_the_standard(field, tmp_path):
@@ -69,6 +70,42 @@ def test_deep_zoom_files_follow_the_standard(field, tmp_path):
     assert len(list((tmp_path / "field_files").iterdir())) == 8
 
 
+def files_below(folder):
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_what_is_no_tile_is_never_deleted(field, tmp_path):
+    for name in ("page_files/photo.png", "album_files/1/photo.jpg", "plain_files", "whole.dzi/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+        before = files_below(tmp_path)
+        with pytest.raises(ValueError, match=r"is not a folder of tiles; move it|expected a file"):
+            deepzoom.write_deep_zoom(tmp_path / f"{re.split('[._]', name)[0]}.dzi", field)
+        assert files_below(tmp_path) == before
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link_files").symlink_to(tmp_path / "empty")
+    with pytest.raises(ValueError, match="link_files is not a folder of tiles"):
+        deepzoom.write_deep_zoom(tmp_path / "link.dzi", field)
+
+
+@pytest.mark.parametrize("failing", ["g.dzi", "g_files", "old.dzi", "old"])
+def test_a_failed_rewrite_leaves_the_old_picture(field, tmp_path, monkeypatch, failing):
+    deepzoom.write_deep_zoom(tmp_path / "g.dzi", field[:, :100, :100])
+    before, replace, failed = files_below(tmp_path), os.replace, []
+
+    def full(source, target):
+        if Path(target).name == failing and not failed:
+            failed.append(target)
+            raise OSError("No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        deepzoom.write_deep_zoom(tmp_path / "g.dzi", field)
+    assert files_below(tmp_path) == before and len(list(tmp_path.iterdir())) == 2
+
+
 def test_bad_input(field, tmp_path):
     for wrong in ({"name": "a b"}, {"alt": " "}, {"marks": {"odd": np.zeros((1, 3))}}):
         with pytest.raises(ValueError, match="expected letters"):
@@ -76,6 +113,16 @@ def test_bad_input(field, tmp_path):
     for image in (field[:1], field[None], torch.zeros(3, 0, 5)):
         with pytest.raises(ValueError, match="one image"):
             deepzoom.zoom_view(image, name="a", alt=ALT)
+    for image, message in (
+        (field * np.nan, "NaN"),
+        ((255 * field).byte(), "uint8"),
+        (field - 1, "from -1 to"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            deepzoom.zoom_view(image, name="a", alt=ALT)
+    for circles in (np.zeros((2, 2)), np.zeros(3), np.full((1, 3), np.nan)):
+        with pytest.raises(ValueError, match=r"'found' are .*; expected finite \(K, 3\)"):
+            deepzoom.zoom_view(field, name="a", alt=ALT, marks={"found": circles})
     with pytest.raises(ValueError, match="quality 0"):
         deepzoom.zoom_view(field, name="a", alt=ALT, quality=0)
     with pytest.raises(ValueError, match=r"\.dzi"):

@@ -201,3 +201,42 @@ def test_bad_networks_and_halves_are_refused(generator, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"galnb\[features\]"):
         embed(torch.rand(2, 3, 8, 8), "efficientnet-lite0")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.numpy(), "got ndarray; expected a tensor of images"),
+        (lambda a: a.tolist(), "got list; expected a tensor"),
+        (lambda a: a[0], r"got \(3,\); expected a tensor"),
+        (lambda a: a[:, :0], r"got \(6, 0\); .* D at least 1"),
+        (lambda a: a.double() * 1e160, r"finite, of one length, with numbers up to 1e\+25"),
+        (lambda a: a * torch.inf, "finite"),
+    ],
+)
+def test_sets_of_another_kind_are_refused(distance, change, message, generator):
+    a = normal(6, 3, generator)
+    with pytest.raises(ValueError, match=message):
+        distance(change(a), change(a), features="random")
+    with pytest.raises(ValueError, match=message):
+        real_floor(change(a), features="random", generator=generator, distance=distance)
+
+
+@BOTH
+def test_the_largest_vectors_give_numbers_and_gradients_are_left_out(distance, generator):
+    a, b = normal(6, 3, generator).double().requires_grad_(), normal(6, 3, generator).double()
+    assert distance(a, b, features="random") == distance(a.detach(), b, features="random")
+    large = [x.detach() / x.detach().abs().max() * distances.LARGEST for x in (a, b)]
+    assert np.isfinite(dataclasses.astuple(distance(*large, features="random"))[:3]).all()
+
+
+@pytest.mark.parametrize("other", [None, 3, np.random.default_rng(0)])
+def test_what_is_no_generator_or_network_is_refused(other, generator):
+    a = normal(6, 3, generator)
+    with pytest.raises(ValueError, match=r"generator is .*; expected a torch\.Generator"):
+        real_floor(a, features="random", generator=other)
+    with pytest.raises(ValueError, match="give a generator"):
+        frechet_distance(a, a, features="random", count=3, generator=other)
+    with pytest.raises(ValueError, match=r"features is .*; expected a name or a network"):
+        embed(torch.rand(2, 3, 8, 8), other)

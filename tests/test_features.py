@@ -182,6 +182,41 @@ def test_weights_of_another_network_are_refused(name, random_file):
             feature_network(name, weights=random_file)
 
 
+@pytest.mark.parametrize("name", sorted(set(FEATURES) - {"random"}))
+@pytest.mark.parametrize(
+    "content",
+    [torch.zeros(3), [torch.zeros(3)], None, {0: torch.zeros(3)}, {"weight": 1.0}],
+    ids=["tensor", "list", "None", "integer keys", "no tensors"],
+)
+def test_a_file_of_something_else_is_refused(name, content, tmp_path):
+    if name != "efficientnet-lite0":
+        pytest.importorskip("torchvision.models")
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth holds no state dict; .*'random'"):
+        feature_network(name, weights=tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"\x80\x02J\x01"], ids=["IndexError", "struct.error"])
+def test_a_few_bytes_are_refused(content, tmp_path):
+    (tmp_path / "few.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"few\.pth is damaged"):
+        feature_network("efficientnet-lite0", weights=tmp_path / "few.pth")
+
+
+def test_networks_take_floats_of_any_precision_and_no_integers():
+    network, images = (
+        feature_network("random"),
+        torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)),
+    )
+    double = images.double().requires_grad_()
+    found = network(double)
+    assert found.dtype == torch.float32 and torch.allclose(found, network(images), atol=1e-6)
+    found.sum().backward()
+    assert double.grad.dtype == torch.float64 and double.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match=r"torch\.uint8; expected .*floats.*x\.float\(\) / 255"):
+        network((images * 255).byte())
+
+
 def test_unknown_names_and_shapes_are_refused():
     with pytest.raises(
         ValueError, match=r"'resnet'; known are \['efficientnet-lite0', 'inception', 'random', 'vgg19'\]"

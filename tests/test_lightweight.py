@@ -1,7 +1,9 @@
 """The Lightweight GAN against its paper's habits: excitation, two heads, redrawing, hinge, slope."""
 
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -210,9 +212,13 @@ def test_a_generator_can_be_explained_too(generator):
     [
         ({"size": 48}, "size is 48; expected 64, 128"),
         ({"size": 32}, "size is 32"),
-        ({"width": 0}, "width 0 leaves too few channels at 64 px"),
-        ({"latent": 0}, "latent 0"),
-        ({"penalty": -1.0}, "penalty -1.0"),
+        ({"size": 64.0}, "size=64.0: expected a whole number"),
+        ({"width": 1}, "width 1 leaves too few channels at 64 px; expected a width of 2"),
+        ({"widest": 2}, "widest is 2; expected an even number of at least 4"),
+        ({"widest": 7}, "widest is 7; expected an even"),
+        ({"latent": 0}, "latent=0: expected a whole number of at least 1"),
+        ({"penalty_every": 0}, "penalty_every=0"),
+        ({"penalty": -1.0}, "penalty is -1.0"),
     ],
 )
 def test_sizes_that_make_no_network_are_refused(options, message):
@@ -224,7 +230,36 @@ def test_generate_refuses_what_does_not_fit(generator):
     gan = lightweight(TINY)
     with pytest.raises(ValueError, match="this is a 'radio' GAN; generate needs a Lightweight GAN"):
         generate(replace(gan, name="radio"), 1, generator=generator)
-    with pytest.raises(ValueError, match="count 0"):
-        generate(gan, 0, generator=generator)
-    with pytest.raises(ValueError, match=r"latent \(2, 9\): expected at least 1 and \(2, 8\)"):
-        generate(gan, 2, generator=generator, latent=torch.zeros(2, 9))
+    for sizes in (
+        {"count": 0},
+        {"count": 2.0},
+        {"count": True},
+        {"count": None},
+        {"batch": 0},
+        {"batch": -1},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(sizes))}.*expected .*whole number"):
+            generate(gan, **{"count": 2, **sizes}, generator=generator)
+    for latent in (torch.zeros(2, 9), np.zeros((2, 8))):
+        with pytest.raises(ValueError, match=r"latent .* \(2, .\): expected a tensor \(2, 8\)"):
+            generate(gan, 2, generator=generator, latent=latent)
+    for latent in (torch.full((2, 8), torch.nan), torch.zeros(2, 8).long()):
+        with pytest.raises(ValueError, match="expected finite floats"):
+            generate(gan, 2, generator=generator, latent=latent)
+    vectors = torch.ones(2, 8)
+    one, same = (
+        generate(gan, 2, generator=torch.Generator().manual_seed(1), latent=v)
+        for v in (vectors, vectors.double())
+    )
+    assert torch.equal(one, same)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 64, 64), (2, 3, 32, 32), (2, 3, 64, 32), (0, 3, 64, 64), (3,), None]
+)
+def test_losses_refuse_batches_that_do_not_fit(shape, generator):
+    gan = lightweight(TINY)
+    batch = {"galaxies": torch.zeros(2, 3, 64, 64)} if shape is None else {"images": torch.zeros(shape)}
+    for loss in (gan.generator_loss, gan.discriminator_loss):
+        with pytest.raises(ValueError, match=f"images {re.escape(str(shape))}; expected .B, 3, 64, 64."):
+            loss(gan, batch, generator)

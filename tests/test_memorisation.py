@@ -71,8 +71,13 @@ def test_of_several_neighbours_the_first_counts():
 
 def test_bad_scores_and_levels_are_refused():
     some = torch.rand(20)
-    with pytest.raises(ValueError, match="generated holds 0 scores"):
-        memorisation(some[:0], some, levels=(0.9,))
+    for bad in (some[:0], some[0], some.view(20, 1)[:, :0], some.view(20, 1, 1), some.numpy(), some.tolist()):
+        with pytest.raises(ValueError, match=r"generated is .*; expected a tensor \(B,\) or \(B, count\)"):
+            memorisation(bad, some, levels=(0.9,))
+        with pytest.raises(ValueError, match=r"held_out is .*; expected a tensor"):
+            memorisation(some, bad, levels=(0.9,))
+    with pytest.raises(ValueError, match=r"levels is 0\.95; expected a tuple"):
+        memorisation(some, some, levels=0.95)
     with pytest.raises(ValueError, match=r"held_out holds 20 scores; .*finite"):
         memorisation(some, some * torch.nan, levels=(0.9,))
     with pytest.raises(ValueError, match=r"level 0\.99 of 20 held-out images; .*at least 1 / \(1 - level\)"):

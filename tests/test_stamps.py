@@ -63,6 +63,36 @@ def test_bad_stamps(images_given, words):
         stamps.cut_out(images_given)
 
 
+@pytest.mark.parametrize("sigmas", [-1, torch.nan, torch.inf])
+def test_bad_sigmas(sigmas):
+    with pytest.raises(ValueError, match=r"sigmas is .*; expected a finite number"):
+        stamps.cut_out(torch.zeros(2, 3, 64, 64), sigmas=sigmas)
+
+
+def test_of_equal_regions_one_is_kept():
+    above = np.zeros((3, 8, 8), bool)
+    above[:2, 1, 1:3] = above[:2, 5, 4:6] = True  # alike in the first image, unlike in the second
+    weights = np.ones(above.shape)
+    weights[1, 5, 4] = 1.5
+    kept = stamps._heaviest_region(above, weights)
+    assert kept.sum((1, 2)).tolist() == [2, 2, 0] and not (kept & ~above).any()
+    assert kept[0, 1, 1:3].all() and kept[1, 5, 4:6].all()
+    assert (stamps._heaviest_region(above[:1] & kept[:1], np.zeros((1, 8, 8))) == kept[:1]).all()
+
+
+def test_equally_black_stamps_keep_their_order():
+    galaxies = torch.zeros(300, 3, 16, 16)
+    galaxies[::2] = 0.5
+    wanted = [*range(1, 300, 2), *range(0, 300, 2)]
+    assert stamps.blank(galaxies, 300).tolist() == wanted
+
+
+@pytest.mark.parametrize("count", [2.5, 0, True, None])
+def test_a_count_of_blank_stamps_is_a_whole_number(count):
+    with pytest.raises(ValueError, match=r"whole number of at least 1|to choose None"):
+        stamps.blank(torch.zeros(2, 3, 64, 64), count)
+
+
 def test_more_blank_stamps_than_there_are():
     with pytest.raises(ValueError, match="got 2 stamps to choose 3"):
         stamps.blank(torch.zeros(2, 3, 64, 64), 3)

@@ -152,6 +152,8 @@ def test_file_alone_rebuilds_it(config, tmp_path, generator):
     ("changes", "message"),
     [
         ({"size": 48}, "size is 48; expected 16, 32, 64"),
+        ({"size": 16.0}, "size=16.0: expected a whole number"),
+        ({"latent": 2.5}, "latent=2.5: expected a whole number"),
         ({"width": 0}, "width 0, channels 3, latent 100; expected at least 1, 1 and 0"),
         ({"generator_loss": "hinge"}, "'hinge' is unknown; known are .*minimax.*non_saturating"),
         ({"pixel_weight": 1.0}, "no truth to be measured against"),
@@ -167,8 +169,18 @@ def test_calls_that_do_not_fit_are_refused(generator):
     from_noise, from_image = vanilla(TINY), vanilla(PAIRS)
     with pytest.raises(ValueError, match="'vanilla' GAN with a condition; generate needs"):
         generate(from_image, 3, generator=generator)
-    with pytest.raises(ValueError, match="count is 0; expected at least 1"):
-        generate(from_noise, 0, generator=generator)
+    for sizes in (
+        {"count": 0},
+        {"count": 2.0},
+        {"count": True},
+        {"count": None},
+        {"batch": 0},
+        {"batch": -1},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(sizes))}.*expected a whole number of at least 1"):
+            generate(from_noise, **{"count": 2, **sizes}, generator=generator)
+    with pytest.raises(ValueError, match="batch=0: expected a whole number"):
+        complete(from_image, torch.rand(2, 3, 16, 16), batch=0)
     with pytest.raises(ValueError, match="does not start from an image"):
         complete(from_noise, torch.rand(2, 3, 16, 16))
     with pytest.raises(ValueError, match=r"\(2, 1, 16, 16\); expected \(B, 3, 16, 16\)"):
@@ -177,8 +189,19 @@ def test_calls_that_do_not_fit_are_refused(generator):
         complete(from_image, torch.rand(2, 3, 32, 32))
     with pytest.raises(ValueError, match=r"images \(2, 1, 16, 16\); expected \(B, 3, 16, 16\)"):
         from_noise.generator_loss(from_noise, {"images": torch.rand(2, 1, 16, 16)}, generator)
+    with pytest.raises(ValueError, match=r"images \(0, 3, 16, 16\); expected .* at least one"):
+        from_noise.discriminator_loss(from_noise, {"images": torch.rand(0, 3, 16, 16)}, generator)
     with pytest.raises(ValueError, match="condition None; expected"):
         from_image.generator_loss(from_image, {"images": torch.rand(2, 3, 16, 16)}, generator)
+    uneven = {"images": torch.rand(3, 3, 16, 16), "condition": torch.rand(1, 3, 16, 16)}
+    with pytest.raises(ValueError, match="holds 3 images and 1 of condition"):
+        from_image.generator_loss(from_image, uneven, generator)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16])
+def test_floats_of_any_length_are_completed(kind):
+    gan, given = vanilla(PAIRS), torch.linspace(0, 1, 2 * 3 * 256).reshape(2, 3, 16, 16).to(kind)
+    assert torch.equal(complete(gan, given), complete(gan, given.float()))
 
 
 def test_energy_distance_of_the_study_is_that_of_its_definition(generator):
