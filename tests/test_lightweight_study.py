@@ -9,6 +9,7 @@ from scipy.stats import mannwhitneyu
 from skimage.color import rgb2hsv
 
 from book import lightweight_study as study
+from book.run_notebooks import ROOT
 from galnb import images
 from galnb.batches import image_batches
 
@@ -68,3 +69,13 @@ def test_blurring_keeps_light_and_lowers_peaks():
     soft = study.blurred(point)
     assert soft.shape == point.shape and soft.sum().item() == pytest.approx(3, abs=1e-5)
     assert soft.max().item() == pytest.approx(1 / (2 * np.pi), rel=0.02)  # a Gaussian of 1 px
+
+
+def test_the_chapter_writes_the_counts_of_the_record():
+    record = json.loads(study.RECORD.read_text(encoding="utf-8"))
+    cells = json.loads((ROOT / "notebooks" / "13_lightweight_gan.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    counts = {f"{run['images']:,}" for run in record["runs"].values()}
+    assert counts == {"59", "283", "1,400"} and all(count in text for count in counts)
+    assert f"record's {record['count']} test images" in text and "forty generated galaxies" in text
+    assert len(record["memorised"]["generated"]) == 40
