@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from galnb.imageset import check_generator
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -115,8 +117,7 @@ def augment(images: torch.Tensor, how: Augmentation, *, generator: torch.Generat
     """
     if images.ndim != 4 or images.shape[-2] != images.shape[-1] or not images.is_floating_point():
         raise ValueError(f"images are {tuple(images.shape)}, {images.dtype}; expected floats (B, C, S, S)")
-    if not isinstance(generator, torch.Generator):
-        raise ValueError(f"generator is {generator!r}; expected one such as torch.Generator().manual_seed(0)")
+    check_generator(generator)
     count, side = len(images), images.shape[-1]
 
     def draw(*shape: int) -> torch.Tensor:

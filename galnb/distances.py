@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from galnb.features import feature_network
-from galnb.imageset import check_images, check_sizes
+from galnb.imageset import check_generator, check_images, check_sizes
 
 NORMAL = 1.959964  # half width of a 95 % interval in standard errors
 LARGEST = 1e25  # of a vector: its 12th power, in the variance of the kernel's slopes, is still a number
@@ -224,10 +224,7 @@ def real_floor(
     """
     check_sizes(count=count, splits=splits)
     _check_set(images)
-    if not isinstance(generator, torch.Generator):
-        raise ValueError(
-            f"generator is {generator!r}; expected a torch.Generator: its seed repeats the splits"
-        )
+    check_generator(generator)
     vectors = images if images.ndim == 2 else embed(images, features)
     half = len(vectors) // 2 if count is None else count
     if not 2 <= half <= len(vectors) // 2:

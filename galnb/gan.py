@@ -45,6 +45,19 @@ class Gan:
     burn_in_loss: Callable[["Gan", Batch, torch.Generator], Losses] | None = None
 
 
+def images_of(batch: Batch, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return the images (B, *shape) of that name from a batch; a ValueError if they are not there, or others.
+
+    Chapter: A first GAN
+    """
+    given = tuple(batch[name].shape) if name in batch else None
+    if not given or not given[0] or given[1:] != shape:
+        raise ValueError(
+            f"batch holds {name} {given}; expected (B, {', '.join(map(str, shape))}), at least one"
+        )
+    return batch[name]
+
+
 def to_signed(images: torch.Tensor) -> torch.Tensor:
     """Map [0, 1] to [-1, 1], the range that the networks take.
 

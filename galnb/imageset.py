@@ -98,6 +98,17 @@ def check_sizes(**values: int | None) -> None:
             raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
 
 
+def check_generator(generator: torch.Generator) -> None:
+    """Refuse anything but a random generator: None would draw from the state that all of PyTorch shares.
+
+    Chapter: Galaxies as pixels
+    """
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator is {generator!r}; expected a torch.Generator such as torch.Generator().manual_seed(0)"
+        )
+
+
 def area_average(images: torch.Tensor, size: int) -> torch.Tensor:
     """Shrink square images (..., S, S): target pixel i is the mean over [i r, (i + 1) r], r = S / size.
 

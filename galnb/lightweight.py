@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from galnb.augmentation import Augmentation, augment
-from galnb.gan import Batch, Gan, Losses, to_signed, to_unit
+from galnb.gan import Batch, Gan, Losses, images_of, to_signed, to_unit
 from galnb.imageset import check_sizes
 from galnb.layers import Add, Multiply, evaluating
 from galnb.losses import discriminator_hinge, generator_hinge
@@ -230,17 +230,6 @@ class LightweightDiscriminator(nn.Module):
         return scores, self.shape_head(small), at_16, at_8
 
 
-def _images(gan: Gan, batch: Batch) -> torch.Tensor:
-    """Return the images of a batch if their shape is right."""
-    given = tuple(batch["images"].shape) if "images" in batch else None
-    wanted = (3, gan.config.size, gan.config.size)
-    if not given or not given[0] or given[1:] != wanted:
-        raise ValueError(
-            f"batch holds images {given}; expected (B, {', '.join(map(str, wanted))}), at least one"
-        )
-    return batch["images"]
-
-
 def _draw(gan: Gan, count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
     latent = torch.randn(count, gan.config.latent, generator=generator).to(device)
     noise = torch.randn(count, 1, gan.config.size, gan.config.size, generator=generator).to(device)
@@ -264,7 +253,11 @@ def _redrawing_error(
 def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
     """Hinge of both heads, redrawing of true images, and now and then the slope at them."""
     how = gan.config.augmentation
-    real = augment(gan.prepare(_images(gan, batch)), how, generator=generator)
+    real = augment(
+        gan.prepare(images_of(batch, "images", (3, gan.config.size, gan.config.size))),
+        how,
+        generator=generator,
+    )
     with torch.no_grad():
         fake = augment(_draw(gan, len(real), generator, real.device), how, generator=generator)
     steep = (
@@ -290,7 +283,7 @@ def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> L
 
 
 def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
-    images = _images(gan, batch)
+    images = images_of(batch, "images", (3, gan.config.size, gan.config.size))
     fake = _draw(gan, len(images), generator, images.device)
     main, shape, *_ = gan.discriminator(
         augment(fake, gan.config.augmentation, generator=generator), heads=True

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from galnb.detection import detect, match
 from galnb.files import replacing
+from galnb.imageset import check_generator
 from galnb.stamps import CutOut, blank, check_stamps, cut_out
 
 __all__ = ["COMBINE", "Mosaic", "blank", "compose", "cut_out", "detect", "match", "write_fits"]
@@ -105,10 +106,7 @@ def compose(
     Chapter: A sky of new galaxies
     """
     check_stamps(galaxies)
-    if not isinstance(generator, torch.Generator):
-        raise ValueError(
-            f"generator is {generator!r}; expected a torch.Generator: its seed repeats the field"
-        )
+    check_generator(generator)
     size = _check_field(galaxies, size, placements, scales, combine, (sky, noise))
     galaxy = _galaxies_but(blanks, len(galaxies))
     if not galaxy.any() or not 0 <= (blank_share or 0) <= (0 if galaxy.all() else 1):

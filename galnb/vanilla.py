@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from galnb.gan import Batch, Gan, Losses, to_signed, to_unit
+from galnb.gan import Batch, Gan, Losses, images_of, to_signed, to_unit
 from galnb.imageset import check_images, check_sizes
 from galnb.layers import Concat, evaluating
 from galnb.losses import GENERATOR_LOSSES, discriminator_bce
@@ -139,17 +139,11 @@ def _noise(config: VanillaConfig, count: int, generator: torch.Generator) -> tor
 def _play(gan: Gan, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     """Return true images, drawn ones, and both as the discriminator gets them: with the condition beside."""
     wanted = (gan.config.channels, gan.config.size, gan.config.size)
-    for name in ("images", "condition")[: 1 + gan.config.condition]:
-        given = tuple(batch[name].shape) if name in batch else None
-        if not given or not given[0] or given[1:] != wanted:
-            raise ValueError(
-                f"batch holds {name} {given}; expected (B, {', '.join(map(str, wanted))}), at least one"
-            )
-    real = gan.prepare(batch["images"])
+    real = gan.prepare(images_of(batch, "images", wanted))
     if not gan.config.condition:
         fake = gan.generator(_noise(gan.config, len(real), generator).to(real.device))
         return real, fake, real, fake
-    given = gan.prepare(batch["condition"])
+    given = gan.prepare(images_of(batch, "condition", wanted))
     if len(given) != len(real):
         raise ValueError(
             f"batch holds {len(real)} images and {len(given)} of condition; expected one for each"

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from galnb.gan import to_signed, to_unit
+from galnb.gan import images_of, to_signed, to_unit
 from tests.tiny_runs import plain_gan
 
 
@@ -22,3 +22,18 @@ def test_to_unit_clips_what_lies_outside():
 def test_a_gan_cannot_be_changed_in_place():
     with pytest.raises(FrozenInstanceError):
         plain_gan().name = "other"
+
+
+@pytest.mark.parametrize(
+    ("batch", "given"),
+    [
+        ({}, "None"),
+        ({"images": torch.zeros(0, 3, 8, 8)}, "0, 3"),
+        ({"images": torch.zeros(2, 3, 8, 9)}, "8, 9"),
+    ],
+)
+def test_images_of_a_batch_have_the_shape_asked_for(batch, given):
+    fits = torch.zeros(2, 3, 8, 8)
+    assert images_of({"images": fits}, "images", (3, 8, 8)) is fits
+    with pytest.raises(ValueError, match=rf"images .*{given}.*expected \(B, 3, 8, 8\), at least one"):
+        images_of(batch, "images", (3, 8, 8))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from galnb.imageset import ImageSet, area_average, check_images, check_sizes
+from galnb.imageset import ImageSet, area_average, check_generator, check_images, check_sizes
 
 
 def test_check_images_lets_the_convention_pass(random_images):
@@ -46,6 +46,13 @@ def test_check_sizes_refuses_what_is_no_positive_whole_number(value):
     check_sizes(size=80, crop=np.int64(240), limit=None)
     with pytest.raises(ValueError, match=r"size=.*expected a whole number of at least 1"):
         check_sizes(size=value)
+
+
+@pytest.mark.parametrize("wrong", [None, 0, torch])
+def test_check_generator(generator, wrong):
+    check_generator(generator)
+    with pytest.raises(ValueError, match=r"generator is .*expected a torch\.Generator"):
+        check_generator(wrong)
 
 
 @pytest.mark.parametrize(("side", "size"), [(12, 4), (7, 3), (10, 9), (5, 1), (6, 6)])

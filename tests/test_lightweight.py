@@ -22,7 +22,7 @@ from galnb.lightweight import (
 )
 from galnb.relevance import polarized_relevance, relevance
 from galnb.training import TrainingConfig, train
-from tests.tiny_runs import one_thread  # noqa: F401
+from tests.tiny_runs import WRONG_SIZES, one_thread  # noqa: F401
 
 TINY = LightweightConfig(width=4, widest=16, latent=8)
 
@@ -230,14 +230,7 @@ def test_generate_refuses_what_does_not_fit(generator):
     gan = lightweight(TINY)
     with pytest.raises(ValueError, match="this is a 'radio' GAN; generate needs a Lightweight GAN"):
         generate(replace(gan, name="radio"), 1, generator=generator)
-    for sizes in (
-        {"count": 0},
-        {"count": 2.0},
-        {"count": True},
-        {"count": None},
-        {"batch": 0},
-        {"batch": -1},
-    ):
+    for sizes in WRONG_SIZES:
         with pytest.raises(ValueError, match=f"{next(iter(sizes))}.*expected .*whole number"):
             generate(gan, **{"count": 2, **sizes}, generator=generator)
     for latent in (torch.zeros(2, 9), np.zeros((2, 8))):

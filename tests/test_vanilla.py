@@ -11,7 +11,7 @@ from galnb.checkpoints import load_checkpoint, save_checkpoint
 from galnb.losses import discriminator_bce
 from galnb.training import TrainingConfig, train
 from galnb.vanilla import VanillaConfig, complete, generate, vanilla
-from tests.tiny_runs import one_thread  # noqa: F401
+from tests.tiny_runs import WRONG_SIZES, one_thread  # noqa: F401
 
 TINY = VanillaConfig(size=16, width=4, latent=6)
 PAIRS = VanillaConfig(size=16, width=4, condition=True, pixel_weight=10.0)
@@ -169,14 +169,7 @@ def test_calls_that_do_not_fit_are_refused(generator):
     from_noise, from_image = vanilla(TINY), vanilla(PAIRS)
     with pytest.raises(ValueError, match="'vanilla' GAN with a condition; generate needs"):
         generate(from_image, 3, generator=generator)
-    for sizes in (
-        {"count": 0},
-        {"count": 2.0},
-        {"count": True},
-        {"count": None},
-        {"batch": 0},
-        {"batch": -1},
-    ):
+    for sizes in WRONG_SIZES:
         with pytest.raises(ValueError, match=f"{next(iter(sizes))}.*expected a whole number of at least 1"):
             generate(from_noise, **{"count": 2, **sizes}, generator=generator)
     with pytest.raises(ValueError, match="batch=0: expected a whole number"):

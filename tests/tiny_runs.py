@@ -25,6 +25,7 @@ from galnb.losses import discriminator_bce, generator_bce, mse
 from galnb.training import TrainingConfig, train
 
 SIZES = {"root_blocks": 1, "branch_blocks": 1, "widths": (8, 8), "blocks": (1, 1)}
+WRONG_SIZES = [{"count": wrong} for wrong in (0, 2.0, True, None)] + [{"batch": 0}, {"batch": -1}]
 TINY = DeblenderConfig(size=16, width=4, discriminator_width=4, dense=8, **SIZES)
 # Everything that a resume point must bring back: burn-in, schedule, warm-up, mean, clipping, two D steps.
 RUN = TrainingConfig(
