@@ -1,4 +1,4 @@
-"""Audit of 100,000 JPEG files of 80 x 80 px: time and memory of `galnb.audit` from a folder on disk."""
+"""Audit of 100,000 JPEG files of 80 x 80 px: time and memory of `galnb.phantom.auditing` from a folder on disk."""
 
 import os
 import resource
@@ -24,7 +24,7 @@ for number in range(int(sys.argv[2])):
 READ = """
 import resource, sys, time, torch
 torch.set_num_threads(2)
-from galnb.audit import audit
+from galnb.phantom.auditing import audit
 empty = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started, busy = time.perf_counter(), time.process_time()
 report = audit(sys.argv[1])

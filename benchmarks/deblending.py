@@ -12,7 +12,10 @@ from functools import partial
 
 import torch
 
-from galnb import checkpoints, classical, deblender, evaluation, presets
+from galnb import evaluation
+from galnb.evaluation import classical
+from galnb.gans import deblender
+from galnb.training import checkpoints, presets
 
 BATCH = 256
 NAME = "deblender-bounded"

@@ -24,9 +24,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import seconds_of_pair
-from galnb import presets, steps, training
+from galnb import training
+from galnb.gans.lightweight import LightweightConfig, lightweight
 from galnb.images import hubble_deep_field
-from galnb.lightweight import LightweightConfig, lightweight
+from galnb.training import presets, steps
 
 SIZE, BATCH = 64, 8
 CYCLE = 4  # steps; one of them has the penalty

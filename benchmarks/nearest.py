@@ -15,8 +15,8 @@ import torch
 from skimage.metrics import structural_similarity
 
 from benchmarks import seconds_of_pair
+from galnb.evaluation.neighbours import nearest
 from galnb.images import hubble_deep_field
-from galnb.nearest import nearest
 
 IMAGES, BANK, SIZE = 40, 1_000, 128
 SAMPLE = (2, 25)
@@ -27,7 +27,7 @@ THREADS = torch.get_num_threads()
 PEAK = """
 import resource, torch
 from benchmarks.nearest import galaxies
-from galnb.nearest import nearest
+from galnb.evaluation.neighbours import nearest
 pieces = (galaxies(100, 256, start).mul(255).byte() for start in range(0, {count}, 100))
 nearest(galaxies(8, 256, 7), pieces)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)

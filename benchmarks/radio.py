@@ -10,11 +10,11 @@ import torch
 
 from benchmarks import seconds_of_pair
 from galnb import smearing
-from galnb.checkpoints import save_checkpoint
-from galnb.experiments import class_numbers
+from galnb.gans.radio import radio
 from galnb.images import first_radio
-from galnb.presets import experiment
-from galnb.radio import radio
+from galnb.training.checkpoints import save_checkpoint
+from galnb.training.experiments import class_numbers
+from galnb.training.presets import experiment
 
 SIZE = 64
 PAIRS = 7

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from galnb.deblender import DeblenderConfig, Discriminator
+from galnb.gans.deblender import DeblenderConfig, Discriminator
 from galnb.relevance import polarized_relevance
 
 THREADS = 2

@@ -13,7 +13,10 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from galnb import batches, deblender, images, presets, steps, training
+from galnb import images, training
+from galnb.blending import batches
+from galnb.gans import deblender
+from galnb.training import presets, steps
 
 STEPS = 6
 PATHS = {

@@ -16,10 +16,13 @@ from pathlib import Path
 import torch
 
 import galnb
-from galnb import batches, blending, deblender, images, metrics, presets, training
-from galnb.experiments import galaxy_zoo_frames
+from galnb import blending, images, training
+from galnb.blending import batches
+from galnb.evaluation import metrics
 from galnb.files import write_atomically
-from galnb.gan import Gan
+from galnb.gans import Gan, deblender
+from galnb.training import presets
+from galnb.training.experiments import galaxy_zoo_frames
 
 RECORD = Path(__file__).parent / "records" / "04_deblender.json"
 SEEDS, VALIDATION, STEPS, BATCH = (0, 1, 2), 100, 250, 8

@@ -32,10 +32,12 @@ from PIL import Image
 from scipy import stats
 
 import galnb
-from galnb import batches, blending, images, metrics, training, vanilla
+from galnb import blending, images, training
+from galnb.blending import batches
+from galnb.evaluation import metrics
 from galnb.files import write_atomically
-from galnb.gan import Batch, Gan, to_signed, to_unit
-from galnb.layers import evaluating
+from galnb.gans import Batch, Gan, to_signed, to_unit, vanilla
+from galnb.gans.layers import evaluating
 
 RECORD = Path(__file__).parent / "records" / "03_first_gan.json"
 SIZE, CROP, WIDTH, LATENT = 32, 240, 16, 64

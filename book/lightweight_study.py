@@ -23,16 +23,18 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from galnb import checkpoints, distances, images, memorisation, nearest
-from galnb.augmentation import Augmentation, rotate_hue
-from galnb.batches import image_batches
-from galnb.features import FeatureNetwork, feature_network
+from galnb import images
+from galnb.blending.batches import image_batches
+from galnb.evaluation import distances, memorisation
+from galnb.evaluation import neighbours as nearest
 from galnb.files import write_atomically
-from galnb.gan import Batch, Gan
-from galnb.lightweight import generate, lightweight
-from galnb.presets import experiment
+from galnb.gans import Batch, Gan
+from galnb.gans.augmentation import Augmentation, rotate_hue
+from galnb.gans.features import FeatureNetwork, feature_network
+from galnb.gans.lightweight import generate, lightweight
 from galnb.smearing import gaussian_kernel
-from galnb.training import TrainingConfig, train
+from galnb.training import TrainingConfig, checkpoints, train
+from galnb.training.presets import experiment
 
 STEPS, BATCH, FEW = 1_500, 8, 283
 COUNT, DRAWS, FORTY, HELD, SHOWN = 300, 20, 40, 150, 12

@@ -7,9 +7,10 @@ import torch
 from scipy.stats import ks_2samp
 from torch.nn import functional as F
 
-from galnb import blending, findings, phantom
-from galnb.audit import audit
-from galnb.fills import fill_noise, fill_zeros, restore_noise, sky_noise
+from galnb import blending, phantom
+from galnb.blending.fills import fill_noise, fill_zeros, restore_noise, sky_noise
+from galnb.phantom import findings
+from galnb.phantom.auditing import audit
 
 SCALES = (0.4, 0.5, 0.65)  # magnifications at which a noise fill is compared with the image's own sky
 SPACING = 4  # px between pixels that enter a test: noise of neighbours is correlated

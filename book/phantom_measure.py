@@ -9,9 +9,10 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
-from galnb import blending, deblender, metrics, phantom
-from galnb.fills import FILLS, sky_tile
-from galnb.gan import Gan
+from galnb import blending, phantom
+from galnb.blending.fills import FILLS, sky_tile
+from galnb.evaluation import metrics
+from galnb.gans import Gan, deblender
 from galnb.relevance import polarized_relevance
 
 CHUNK = 50  # frames of 424 px in floats at a time

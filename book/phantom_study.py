@@ -25,9 +25,11 @@ from scipy import stats
 
 import galnb
 from book import phantom_data, phantom_measure
-from galnb import batches, blending, checkpoints, deblender, experiments, images, presets, training
-from galnb.gan import Gan
-from galnb.losses import discriminator_bce
+from galnb import blending, images, training
+from galnb.blending import batches
+from galnb.gans import Gan, deblender
+from galnb.gans.losses import discriminator_bce
+from galnb.training import checkpoints, experiments, presets
 
 FILLS, SEEDS = ("zeros", "reflect", "noise"), (0, 1, 2, 3, 4)
 RECORD = Path(__file__).parent / "records" / "09_phantom_boundary.json"

@@ -35,10 +35,13 @@ from pathlib import Path
 import torch
 
 import galnb
-from galnb import batches, classifiers, images, presets, radio, smearing, sweeps, training
-from galnb.checkpoints import load_checkpoint
-from galnb.experiments import class_numbers
+from galnb import classifiers, images, smearing, sweeps, training
+from galnb.blending import batches
 from galnb.files import write_atomically
+from galnb.gans import radio
+from galnb.training import presets
+from galnb.training.checkpoints import load_checkpoint
+from galnb.training.experiments import class_numbers
 
 RECORD = Path(__file__).parent / "records" / "12_systematics.json"
 FOLDS, SIZE, STEPS, STAGES = 5, 64, 300, 6

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from galnb.checkpoints import SCALE, WEIGHTS, load_checkpoint, save_checkpoint
 from galnb.files import write_atomically
+from galnb.training.checkpoints import SCALE, WEIGHTS, load_checkpoint, save_checkpoint
 
 PROGRAMS = {
     "phantom": "python -m book.phantom_study GALAXY_ZOO_FOLDER OUT_FOLDER",

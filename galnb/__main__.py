@@ -114,8 +114,10 @@ def _run() -> Iterator[Outcome]:
     """Blend real galaxies, train a tiny GAN on them, take a blend apart and explain the discriminator."""
     import torch
 
-    from galnb import deblender, images, metrics, relevance, training
-    from galnb.batches import blend_batches
+    from galnb import images, relevance, training
+    from galnb.blending.batches import blend_batches
+    from galnb.evaluation import metrics
+    from galnb.gans import deblender
 
     started = time.perf_counter()
     galaxies = images.hubble_deep_field(size=32, limit=24).pixels
@@ -160,7 +162,7 @@ def train(
 
     Chapter: The deblender GAN
     """
-    from galnb.experiments import TRAINABLE
+    from galnb.training.experiments import TRAINABLE
 
     target = folder or f"runs/{what}"
     given = {"data": data, "features": features, "start": start}
@@ -189,9 +191,9 @@ def audit(source: str, model: str, out: str) -> int:
 
     Chapter: The phantom boundary
     """
-    from galnb.audit import audit as run
-    from galnb.checkpoints import load_checkpoint
     from galnb.files import write_atomically
+    from galnb.phantom.auditing import audit as run
+    from galnb.training.checkpoints import load_checkpoint
 
     try:
         report = run(source, checkpoint=load_checkpoint(model) if model else None)

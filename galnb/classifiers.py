@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from galnb.batches import labelled_batches
+from galnb.blending.batches import labelled_batches
 from galnb.images import RADIO_CLASSES, check_images
 
 

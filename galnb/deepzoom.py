@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from galnb.files import write_atomically
-from galnb.imageset import check_images
+from galnb.images.imageset import check_images
 
 DZI = """<?xml version="1.0" encoding="UTF-8"?>
 <Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="jpg" Overlap="0" TileSize="{tile}">

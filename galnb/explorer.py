@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from galnb import plots
 from galnb.blending import BLEND_RULES
-from galnb.checkpoints import WEIGHTS
+from galnb.blending.fills import FILLS
 from galnb.files import write_atomically
-from galnb.fills import FILLS
-from galnb.gan import Gan
+from galnb.gans import Gan
 from galnb.images import check_images
 from galnb.relevance import Polarized, deletion_gate, polarized_relevance
+from galnb.training.checkpoints import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def compose(
     placement : Placement
         Of the second.
     rule, fill : str
-        Keys of `galnb.blending.BLEND_RULES` and `galnb.fills.FILLS`.
+        Keys of `galnb.blending.BLEND_RULES` and `galnb.blending.fills.FILLS`.
     generator : torch.Generator
         For fills that draw noise.
 

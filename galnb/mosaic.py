@@ -10,9 +10,9 @@ import torch
 from numpy.lib import recfunctions
 from torch.nn import functional as F
 
-from galnb.detection import detect, match
+from galnb.evaluation.detection import detect, match
 from galnb.files import replacing
-from galnb.imageset import check_generator
+from galnb.images.imageset import check_generator
 from galnb.stamps import CutOut, blank, check_stamps, cut_out
 
 __all__ = ["COMBINE", "Mosaic", "blank", "compose", "cut_out", "detect", "match", "write_fits"]

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from galnb import presets
 from galnb.files import write_atomically
+from galnb.training import presets
 
 RESERVED = ("run", "exercises")
 PACKAGES = ("galnb", "torch", "torchvision", "numpy", "scikit-image", "matplotlib")
@@ -29,7 +29,7 @@ class Run:
     name : str
         Name of the notebook without its ending, such as "02_blending".
     preset : str
-        One of `galnb.presets.PRESETS`.
+        One of `galnb.training.presets.PRESETS`.
     seed : int
         Seed of `generator`.
     device : torch.device
@@ -37,7 +37,7 @@ class Run:
     folder : Path
         Everything that the notebook writes goes here.
     experiment : Any
-        Frozen dataclass from `galnb.presets`, with `.minutes` and `.memory_gib`.
+        Frozen dataclass from `galnb.training.presets`, with `.minutes` and `.memory_gib`.
     generator : torch.Generator
         CPU generator, already seeded.
     started : float
@@ -166,7 +166,7 @@ def start(name: str, *, preset: str = "quick", seed: int = 0, device: str = "aut
     name : str
         Name of the notebook without its ending, such as "02_blending".
     preset : str, default "quick"
-        One of `galnb.presets.PRESETS`.
+        One of `galnb.training.presets.PRESETS`.
     seed : int, default 0
         Seed of the run's generator, >= 0.
     device : str, default "auto"

@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 from scipy.spatial import cKDTree
 
-from galnb.detection import blank_rows, places
+from galnb.evaluation.detection import blank_rows, places
 
 RATES = np.dtype(
     [("low", "f8"), ("high", "f8"), ("count", "i4"), ("rate", "f8"), ("lower", "f8"), ("upper", "f8")]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from galnb.imageset import check_images, check_sizes
+from galnb.images.imageset import check_images, check_sizes
 
 
 @dataclass(frozen=True)

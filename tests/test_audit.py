@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from galnb import __main__ as command_line
 from galnb import images as sources
-from galnb.audit import audit
 from galnb.blending import make_blends
-from galnb.findings import FIXES
-from galnb.stacks import open_stack
-from galnb.traces import measure
+from galnb.images.stacks import open_stack
+from galnb.phantom.auditing import audit
+from galnb.phantom.findings import FIXES
+from galnb.phantom.traces import measure
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def test_bad_input_is_one_sentence(words, said, folder, tmp_path, capsys):
 
 
 def test_a_checkpoint_that_does_not_fit_says_so(clean):
-    from galnb.checkpoints import load_checkpoint, shipped
+    from galnb.training.checkpoints import load_checkpoint, shipped
 
     checkpoint = load_checkpoint(shipped("deblender-bounded"))
     size = checkpoint.gan.config.size

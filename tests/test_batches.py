@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from galnb.batches import blend_batches, image_batches, labelled_batches, mix_batches, turned
 from galnb.blending import BLEND_RULES, Perturbation
+from galnb.blending.batches import blend_batches, image_batches, labelled_batches, mix_batches, turned
 from tests.tiny_runs import images
 
 

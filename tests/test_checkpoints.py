@@ -8,9 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from galnb import checkpoints
-from galnb.checkpoints import load_checkpoint, save_checkpoint, shipped
-from galnb.deblender import deblend, deblender
+from galnb.gans.deblender import deblend, deblender
+from galnb.training import checkpoints
+from galnb.training.checkpoints import load_checkpoint, save_checkpoint, shipped
 from tests.tiny_runs import TINY, batches, one_thread  # noqa: F401
 
 GATED = replace(TINY, generator="gated", reconstruction="log_mse", adversarial_weight=0.5)

@@ -1,4 +1,4 @@
-"""Tests of galnb/classical.py."""
+"""Tests of galnb/evaluation/classical.py."""
 
 import sys
 from functools import partial
@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import torch
 
-from galnb import classical, metrics
 from galnb.blending import Perturbation, make_blends
-from galnb.experiments import galaxy_zoo_frames
+from galnb.evaluation import classical, metrics
+from galnb.training.experiments import galaxy_zoo_frames
 
 pytest.importorskip("sep", reason="pip install 'galnb[sky]'")
 pytest.importorskip("photutils", reason="pip install 'galnb[sky]'")

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from galnb.deblender import (
+from galnb.gans import to_signed
+from galnb.gans.deblender import (
     GENERATORS,
     BranchedGenerator,
     DeblenderConfig,
@@ -16,9 +17,8 @@ from galnb.deblender import (
     deblend,
     deblender,
 )
-from galnb.features import feature_network
-from galnb.gan import to_signed
-from galnb.losses import log_mse, mse
+from galnb.gans.features import feature_network
+from galnb.gans.losses import log_mse, mse
 from galnb.training import TrainingConfig, train
 from tests.tiny_runs import TINY, batches, images, one_thread  # noqa: F401
 

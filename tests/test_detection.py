@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from galnb import detection
+from galnb.evaluation import detection
 
 RNG = np.random.default_rng(0)
 SIGMA = 2.5

@@ -7,9 +7,9 @@ import pytest
 import scipy.linalg
 import torch
 
-from galnb import distances, metrics
-from galnb.distances import embed, frechet_distance, kernel_distance, real_floor
-from galnb.features import feature_network
+from galnb.evaluation import distances, metrics
+from galnb.evaluation.distances import embed, frechet_distance, kernel_distance, real_floor
+from galnb.gans.features import feature_network
 from tests.tiny_runs import one_thread  # noqa: F401
 
 BOTH = pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])

@@ -1,4 +1,4 @@
-"""Tests of galnb/evaluation.py."""
+"""Tests of galnb/evaluation/__init__.py."""
 
 import numpy as np
 import pytest

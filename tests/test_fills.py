@@ -8,7 +8,7 @@ from scipy.stats import ks_2samp
 from torch.nn import functional as F
 
 from book.phantom_data import sky_of_the_border
-from galnb.fills import fill_noise, fill_reflect, fill_zeros, restore_noise, sky_noise, sky_tile
+from galnb.blending.fills import fill_noise, fill_reflect, fill_zeros, restore_noise, sky_noise, sky_tile
 
 
 def known_sky(generator, count=8, side=160):

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from galnb.gan import images_of, to_signed, to_unit
+from galnb.gans import images_of, to_signed, to_unit
 from tests.tiny_runs import plain_gan
 
 

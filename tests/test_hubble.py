@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage import data
 
-from galnb.hubble import hubble_deep_field, sky_level
+from galnb.images.hubble import hubble_deep_field, sky_level
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from galnb.imageset import ImageSet, area_average, check_generator, check_images, check_sizes
+from galnb.images.imageset import ImageSet, area_average, check_generator, check_images, check_sizes
 
 
 def test_check_images_lets_the_convention_pass(random_images):

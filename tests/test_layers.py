@@ -5,7 +5,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from galnb.layers import (
+from galnb.gans.layers import (
     ACTIVATIONS,
     NORMS,
     Add,

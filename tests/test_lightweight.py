@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from galnb.augmentation import Augmentation
-from galnb.batches import image_batches
-from galnb.checkpoints import load_checkpoint, save_checkpoint
-from galnb.lightweight import (
+from galnb.blending.batches import image_batches
+from galnb.gans.augmentation import Augmentation
+from galnb.gans.lightweight import (
     LightweightConfig,
     LightweightDiscriminator,
     LightweightGenerator,
@@ -22,6 +21,7 @@ from galnb.lightweight import (
 )
 from galnb.relevance import polarized_relevance, relevance
 from galnb.training import TrainingConfig, train
+from galnb.training.checkpoints import load_checkpoint, save_checkpoint
 from tests.tiny_runs import WRONG_SIZES, one_thread  # noqa: F401
 
 TINY = LightweightConfig(width=4, widest=16, latent=8)

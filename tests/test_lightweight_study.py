@@ -11,7 +11,7 @@ from skimage.color import rgb2hsv
 from book import lightweight_study as study
 from book.run_notebooks import ROOT
 from galnb import images
-from galnb.batches import image_batches
+from galnb.blending.batches import image_batches
 
 
 def test_preference_is_the_share_of_won_pairs(generator):

@@ -9,8 +9,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
-from galnb import losses
-from galnb.gan import to_signed
+from galnb.gans import losses, to_signed
 
 
 @pytest.fixture

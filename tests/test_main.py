@@ -100,10 +100,9 @@ def test_a_failing_step_does_not_hide_the_others(quick, monkeypatch, capsys):
 
 
 def test_train_leaves_checkpoints_and_goes_on(tmp_path, capsys, monkeypatch):
-    from galnb import experiments, presets
-    from galnb.checkpoints import load_checkpoint
-    from galnb.deblender import DeblenderConfig
-    from galnb.training import TrainingConfig
+    from galnb.gans.deblender import DeblenderConfig
+    from galnb.training import TrainingConfig, experiments, presets
+    from galnb.training.checkpoints import load_checkpoint
 
     tiny = presets.DeblenderExperiment(
         minutes=0,
@@ -124,8 +123,7 @@ def test_train_leaves_checkpoints_and_goes_on(tmp_path, capsys, monkeypatch):
 
 
 def test_train_hands_radio_names_to_the_radio_run(tmp_path, capsys, monkeypatch):
-    from galnb import experiments
-    from galnb.training import History
+    from galnb.training import History, experiments
 
     asked = {}
 

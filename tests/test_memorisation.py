@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from galnb.memorisation import memorisation
-from galnb.nearest import nearest
+from galnb.evaluation.memorisation import memorisation
+from galnb.evaluation.neighbours import nearest
 from tests.tiny_runs import one_thread  # noqa: F401
 
 

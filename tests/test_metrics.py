@@ -1,4 +1,4 @@
-"""Tests of galnb/metrics.py."""
+"""Tests of galnb/evaluation/metrics.py."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from galnb import metrics
+from galnb.evaluation import metrics
 
 
 def pairs(seed, shape=(4, 3, 24, 31)):

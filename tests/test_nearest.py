@@ -6,9 +6,9 @@ import torch
 from skimage import data
 from skimage.metrics import structural_similarity
 
-from galnb import metrics
-from galnb.batches import turned
-from galnb.nearest import nearest
+from galnb.blending.batches import turned
+from galnb.evaluation import metrics
+from galnb.evaluation.neighbours import nearest
 from tests.tiny_runs import one_thread  # noqa: F401
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from galnb import notebook, presets
+from galnb import notebook
+from galnb.training import presets
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
 from book import phantom_data, phantom_measure, phantom_study
-from galnb import deblender, presets
+from galnb.gans import deblender
+from galnb.training import presets
 from tests.tiny_runs import one_thread  # noqa: F401
 
 TINY = {"size": 48, "widths": (8, 8), "blocks": (1, 1), "discriminator_width": 4, "dense": 4}

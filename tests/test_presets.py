@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from galnb.blending import BLEND_RULES, FILLS
-from galnb.deblender import DeblenderConfig
-from galnb.experiments import TRAINABLE
-from galnb.presets import EXPERIMENTS, PRESETS, DeblenderExperiment, GanExperiment, experiment
+from galnb.gans.deblender import DeblenderConfig
 from galnb.training import TrainingConfig
+from galnb.training.experiments import TRAINABLE
+from galnb.training.presets import EXPERIMENTS, PRESETS, DeblenderExperiment, GanExperiment, experiment
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 EVERY = [(name, preset) for name in EXPERIMENTS for preset in PRESETS]

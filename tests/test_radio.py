@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from galnb.gan import to_unit
-from galnb.layers import Smear
-from galnb.radio import Critic, RadioConfig, RadioGenerator, generate, radio
+from galnb.gans import to_unit
+from galnb.gans.layers import Smear
+from galnb.gans.radio import Critic, RadioConfig, RadioGenerator, generate, radio
 from tests.tiny_runs import one_thread  # noqa: F401
 
 TINY = RadioConfig(size=16, width=4, latent=6)

@@ -9,10 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from galnb.checkpoints import WEIGHTS, load_checkpoint
-from galnb.deblender import DeblenderConfig, Discriminator, Gate, deblender
-from galnb.layers import Add, Concat, evaluating
-from galnb.propagation import LAYERS, record, recording
+from galnb.gans.deblender import DeblenderConfig, Discriminator, Gate, deblender
+from galnb.gans.layers import Add, Concat, evaluating
 from galnb.relevance import (
     READINGS,
     RULES,
@@ -22,6 +20,8 @@ from galnb.relevance import (
     polarized_relevance,
     relevance,
 )
+from galnb.relevance.propagation import LAYERS, record, recording
+from galnb.training.checkpoints import WEIGHTS, load_checkpoint
 
 # All oracles run in float64; what differs then is rounding, and cancellation in sums of some hundred terms.
 TOLERANCE = 1e-10
@@ -443,7 +443,7 @@ def test_residual_sum_does_not_double():
 
     images = draw(1, 2, 2, 2)
     assert relevance(randomise(Skip(Add())), images, rule="zplus").map.sum() == pytest.approx(1, abs=1e-12)
-    with pytest.raises(ValueError, match=r"AddBackward0.*galnb.layers.Add"):
+    with pytest.raises(ValueError, match=r"AddBackward0.*galnb.gans.layers.Add"):
         relevance(randomise(Skip(None)), images, rule="zplus")
 
 

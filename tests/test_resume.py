@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from galnb.checkpoints import load_checkpoint
-from galnb.deblender import deblender
-from galnb.resume import FREE, History
+from galnb.gans.deblender import deblender
 from galnb.training import TrainingConfig, train
+from galnb.training.checkpoints import load_checkpoint
+from galnb.training.resume import FREE, History
 from tests.tiny_runs import RUN, TINY, batches, one_thread, plain_gan, run  # noqa: F401
 
 ROOT = Path(__file__).parents[1]

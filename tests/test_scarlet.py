@@ -1,12 +1,12 @@
-"""Tests of galnb/scarlet.py; those that fit need scarlet2."""
+"""Tests of galnb/evaluation/scarlet.py; those that fit need scarlet2."""
 
 import sys
 
 import pytest
 import torch
 
-from galnb import metrics
-from galnb.scarlet import scarlet2_sources
+from galnb.evaluation import metrics
+from galnb.evaluation.scarlet import scarlet2_sources
 from tests.test_classical import gaussian, pair
 
 pytest.importorskip("astropy", reason="pip install 'galnb[sky]'")

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from galnb import smearing
-from galnb.checkpoints import save_checkpoint
+from galnb.gans.layers import Smear
+from galnb.gans.radio import RadioConfig, generate, radio
 from galnb.images import RADIO_CLASSES
-from galnb.layers import Smear
-from galnb.radio import RadioConfig, generate, radio
+from galnb.training.checkpoints import save_checkpoint
 from tests.tiny_runs import one_thread, plain_gan  # noqa: F401
 
 TINY = RadioConfig(size=16, width=4, latent=6)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.special import gammainc, gammaincinv
 
-from galnb.synthetic import correlated_noise, sersic, synthetic_sky
+from galnb.images.synthetic import correlated_noise, sersic, synthetic_sky
 
 
 @pytest.mark.parametrize("index", [0.5, 1.0, 2.5])

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from galnb import training
-from galnb.checkpoints import load_checkpoint
-from galnb.deblender import deblender
-from galnb.gan import Gan, to_signed
-from galnb.steps import SCHEDULES
+from galnb.gans import Gan, to_signed
+from galnb.gans.deblender import deblender
 from galnb.training import TrainingConfig, tensorboard_callback, train
+from galnb.training.checkpoints import load_checkpoint
+from galnb.training.steps import SCHEDULES
 from tests.tiny_runs import TINY, batches, one_thread, plain_gan, shared_losses  # noqa: F401
 
 ROOT = Path(__file__).parents[1]

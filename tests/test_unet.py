@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from galnb.deblender import deblend, deblender
-from galnb.gan import to_signed
-from galnb.unet import Brush, Gate
+from galnb.gans import to_signed
+from galnb.gans.deblender import deblend, deblender
+from galnb.gans.unet import Brush, Gate
 from tests.tiny_runs import TINY
 
 GATED = replace(TINY, generator="gated", reconstruction="log_mse")

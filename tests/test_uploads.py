@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from galnb.uploads import read_upload
+from galnb.images.uploads import read_upload
 
 
 def encoded(pixels, kind="PNG"):

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from book import first_gan_study as study
-from galnb.checkpoints import load_checkpoint, save_checkpoint
-from galnb.losses import discriminator_bce
+from galnb.gans.losses import discriminator_bce
+from galnb.gans.vanilla import VanillaConfig, complete, generate, vanilla
 from galnb.training import TrainingConfig, train
-from galnb.vanilla import VanillaConfig, complete, generate, vanilla
+from galnb.training.checkpoints import load_checkpoint, save_checkpoint
 from tests.tiny_runs import WRONG_SIZES, one_thread  # noqa: F401
 
 TINY = VanillaConfig(size=16, width=4, latent=6)

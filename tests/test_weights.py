@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from galnb import checkpoints, lightweight, radio
+from galnb.gans import lightweight, radio
+from galnb.training import checkpoints
 
 FILES = sorted(checkpoints.WEIGHTS.glob("*.safetensors"))
 INDEX = json.loads((checkpoints.WEIGHTS / "index.json").read_text())

@@ -17,12 +17,11 @@ import pytest
 import torch
 from torch import nn
 
-from galnb import checkpoints
-from galnb.batches import blend_batches
-from galnb.deblender import DeblenderConfig, deblender
-from galnb.gan import Gan, to_signed
-from galnb.losses import discriminator_bce, generator_bce, mse
-from galnb.training import TrainingConfig, train
+from galnb.blending.batches import blend_batches
+from galnb.gans import Gan, to_signed
+from galnb.gans.deblender import DeblenderConfig, deblender
+from galnb.gans.losses import discriminator_bce, generator_bce, mse
+from galnb.training import TrainingConfig, checkpoints, train
 
 SIZES = {"root_blocks": 1, "branch_blocks": 1, "widths": (8, 8), "blocks": (1, 1)}
 WRONG_SIZES = [{"count": wrong} for wrong in (0, 2.0, True, None)] + [{"batch": 0}, {"batch": -1}]
@@ -126,7 +125,7 @@ if __name__ == "__main__":
     if mode == "slow":
         run(target_folder, callback=lambda step, losses, gan: time.sleep(0.05))
     elif mode == "torn":
-        from galnb import resume
+        from galnb.training import resume
 
         _tear.seen, _tear.write = 0, checkpoints.write_atomically
         resume.write_atomically = _tear

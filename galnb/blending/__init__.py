@@ -1,0 +1,312 @@
+"""Perturb galaxies, blend N of them by a named rule, return the truth and the footprint of each."""
+
+import math
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch.nn import functional as F
+
+from galnb.blending.fills import FILLS
+from galnb.images import check_images
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Say from which ranges the mirroring, turn, size and place of a second galaxy are drawn.
+
+    Parameters
+    ----------
+    flip, rotate : bool
+        Mirror each axis with probability 1/2; turn by an angle uniform in [0, 2 pi).
+    scale : (float, float)
+        Bounds of the magnification, drawn log-uniformly; 0.5 shows a galaxy at half its size.
+    shift : (float, float)
+        Bounds of the distance from the centre along each axis, as a fraction of the stamp's side.
+    fill : str
+        What stands where the warped image has no data, a key of `galnb.blending.fills.FILLS`.
+
+    Notes
+    -----
+    The ranges of Reiman and Göhre (2019), MNRAS 485, 2617. A wrong value is a ValueError. Chapter: Blending
+    """
+
+    flip: bool = True
+    rotate: bool = True
+    scale: tuple[float, float] = (math.exp(-1), math.exp(0.5))
+    # Their code draws whole numbers, -50..-11 or 10..49 px at 424 px and a crop of 240; here continuous.
+    shift: tuple[float, float] = (10 / 240, 49 / 240)
+    fill: str = "zeros"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise ValueError(f"scale is {self.scale}; expected two finite numbers, 0 < low <= high")
+        if not 0 <= self.shift[0] <= self.shift[1] < 1:
+            raise ValueError(f"shift is {self.shift}; expected fractions of the side, 0 <= low <= high < 1")
+        if self.fill not in FILLS:
+            raise ValueError(f"fill is {self.fill!r}; expected one of {sorted(FILLS)}")
+
+
+@dataclass(frozen=True)
+class Blends:
+    """Hold blended images with their truth.
+
+    Parameters
+    ----------
+    blended : torch.Tensor
+        (B, C, H, W) in [0, 1].
+    galaxies : torch.Tensor
+        (B, N, C, H, W) in [0, 1]: what went in; galaxy 0 is centred and unperturbed.
+    footprints : torch.Tensor
+        (B, N, 1, H, W) bool: True where a pixel rests on image data alone, False where fill took part.
+    offsets : torch.Tensor
+        (B, N, 2): place of each galaxy, x to the right and y down from the stamp's centre, in pixels.
+    scales : torch.Tensor
+        (B, N): magnification of each galaxy.
+
+    Notes
+    -----
+    Shapes that disagree are a ValueError. Chapter: Blending
+    """
+
+    blended: torch.Tensor
+    galaxies: torch.Tensor
+    footprints: torch.Tensor
+    offsets: torch.Tensor
+    scales: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if self.galaxies.ndim != 5:
+            raise ValueError(f"galaxies: got shape {tuple(self.galaxies.shape)}, expected (B, N, C, H, W)")
+        (b, n), (c, h, w) = self.galaxies.shape[:2], self.galaxies.shape[2:]
+        shapes = {"blended": (b, c, h, w), "footprints": (b, n, 1, h, w), "offsets": (b, n, 2)}
+        for name, expected in {**shapes, "scales": (b, n)}.items():
+            if (got := tuple(getattr(self, name).shape)) != expected:
+                raise ValueError(f"{name}: got shape {got}, expected {expected} as in galaxies")
+        if self.footprints.dtype != torch.bool:
+            raise ValueError(f"footprints: got {self.footprints.dtype}, expected torch.bool")
+
+    def __len__(self) -> int:
+        return len(self.blended)
+
+
+def blend_max(galaxies: torch.Tensor) -> torch.Tensor:
+    """Take the maximum of (B, N, C, H, W) per pixel and channel: the brightest hides the rest.
+
+    Chapter: Blending
+    """
+    return reduce(torch.maximum, galaxies.unbind(1))
+
+
+def blend_sum(galaxies: torch.Tensor) -> torch.Tensor:
+    """Add the light of (B, N, C, H, W) above one common sky, cut to [0, 1].
+
+    Notes
+    -----
+    first + sum(others - sky); sky = per-channel median of the outermost ring of pixels of the first. Where a
+    zero fill stands in another galaxy, the sum falls below the sky of the first. Chapter: Blending
+    """
+    first = galaxies[:, 0]
+    sides = [first[..., 0, :], first[..., -1, :], first[..., 1:-1, 0], first[..., 1:-1, -1]]
+    sky = torch.cat(sides, -1).quantile(0.5, -1)[..., None, None]
+    return (galaxies.sum(1) - (galaxies.shape[1] - 1) * sky).clamp(0, 1)
+
+
+BLEND_RULES = {"max": blend_max, "sum": blend_sum}
+PIECE = 2**22  # input values that are warped at a time
+
+
+def make_blends(
+    images: torch.Tensor,
+    *,
+    rule: str = "max",
+    count: int = 2,
+    perturbation: Perturbation = Perturbation(),
+    generator: torch.Generator,
+    crop: int | None = None,
+    size: int | None = None,
+    partners: torch.Tensor | None = None,
+) -> Blends:
+    """Blend every image with `count - 1` perturbed others.
+
+    Parameters
+    ----------
+    images : torch.Tensor
+        (B, C, H, W) in [0, 1]; image i is galaxy 0 of blend i.
+    rule : str
+        How light adds up, a key of `BLEND_RULES`.
+    count : int
+        Galaxies in each blend, at least 2; no image is drawn twice for one blend.
+    perturbation : Perturbation
+        Ranges and fill of the warp.
+    generator : torch.Generator
+        Source of all randomness. Equal seeds give equal geometry under every fill and rule.
+    crop, size : int, optional
+        Side of the centred square that is kept after the warp, in pixels (the warp sees the whole image), and
+        side of the stamps, by box averages of crop / size pixels. Defaults: the shorter side, and `crop`.
+    partners : torch.Tensor, optional
+        (M, C, H', W') in [0, 1], of which the perturbed galaxies are drawn in place of `images`.
+        If it holds the images too, one may meet itself, as in the code of Reiman and Göhre.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, sizes do not fit, or there are too few images.
+
+    Notes
+    -----
+    Galaxy Zoo as in Reiman and Göhre (2019): 424-px images, ``crop=240, size=80``. Chapter: Blending
+    """
+    check_images(images)
+    if partners is not None:
+        check_images(partners, name="partners")
+    if rule not in BLEND_RULES:
+        raise ValueError(f"rule is {rule!r}; expected one of {sorted(BLEND_RULES)}")
+    bank = images if partners is None else partners
+    crop, size = _fitting_sizes(images, bank, crop, size)
+    others = _draw_others(len(images), bank, count, generator, with_self=partners is not None)
+    shift, scale, matrix = _draw_geometry(others.shape, perturbation, generator, images.device)
+    galaxies = images.new_empty(len(images), count, images.shape[1], size, size)
+    footprints = torch.ones(len(images), count, 1, size, size, dtype=torch.bool, device=images.device)
+    galaxies[:, 0] = _shrink(_centre(images, crop), size)
+    # In pieces, whose intermediate results stay small: faster for large images, and memory is bounded.
+    for part in torch.arange(len(images)).split(max(1, PIECE // bank[:1].numel() // (count - 1))):
+        piece = slice(int(part[0]), int(part[-1]) + 1)
+        grid, covered = _sampling_grid(matrix[piece].flatten(0, 1), shift[piece].flatten(0, 1), bank, crop)
+        pixels = FILLS[perturbation.fill](bank[others[piece].flatten()], grid, generator)
+        galaxies[piece, 1:] = _shrink(pixels, size).unflatten(0, (-1, count - 1))
+        footprints[piece, 1:] = _shrink(covered, size).unflatten(0, (-1, count - 1))
+    offsets, scales = F.pad(size * shift, (0, 0, 1, 0)), F.pad(scale, (1, 0), value=1.0)
+    return Blends(BLEND_RULES[rule](galaxies), galaxies, footprints, offsets, scales)
+
+
+def fixed_shift_blends(images: torch.Tensor, *, shift: int = 50, generator: torch.Generator) -> Blends:
+    """Blend each image with another one, `shift` pixels to the right, by the per-pixel maximum.
+
+    Parameters
+    ----------
+    images : torch.Tensor
+        (B, C, H, W) in [0, 1], at least two; the report's are 424-px Galaxy Zoo images.
+    shift : int
+        Pixels, 0 <= shift < W, else a ValueError; the strip left behind is 0.
+    generator : torch.Generator
+        Draws the pairs.
+
+    Notes
+    -----
+    The geometry of Usaid, Ahmed and Jamal, "Deblending Galaxies Using Generative Adversarial Networks" (Habib
+    University). Chapter: Blending
+    """
+    check_images(images)
+    batch, _, height, width = images.shape
+    if not 0 <= shift < width:
+        raise ValueError(f"shift is {shift}; expected 0 <= shift < {width}, the width of the images")
+    second = images[_draw_others(batch, images, 2, generator)[:, 0], :, :, : width - shift]
+    galaxies = torch.stack([images, F.pad(second, (shift, 0))], 1)
+    footprints = torch.ones(batch, 2, 1, height, width, dtype=torch.bool, device=images.device)
+    footprints[:, 1, ..., :shift] = False
+    offsets = images.new_tensor([[0, 0], [shift, 0]]).repeat(batch, 1, 1)
+    return Blends(blend_max(galaxies), galaxies, footprints, offsets, images.new_ones(batch, 2))
+
+
+def segment(blends: Blends, *, noise: float, generator: torch.Generator) -> torch.Tensor:
+    """Invert a maximum blend: give each galaxy the pixels that it won, and noise elsewhere.
+
+    Parameters
+    ----------
+    blends : Blends
+        Blends with their truth.
+    noise : float
+        Standard deviation of the Gaussian noise in the removed pixels, >= 0, else a ValueError.
+    generator : torch.Generator
+        Draws the noise.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, N, C, H, W) in [0, 1]: "half galaxies".
+
+    Notes
+    -----
+    The report of `fixed_shift_blends` does not state its exact rule. Ours: a galaxy keeps the pixels where
+    its luminance (mean of channels) is the highest, {B = x} and {B = y}; on a tie both do. A removed pixel
+    is 0 plus the noise, cut to [0, 1]. Chapter: Blending
+    """
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise is {noise}; expected a standard deviation >= 0")
+    luminance = blends.galaxies.mean(2, keepdim=True)
+    kept = luminance == luminance.amax(1, keepdim=True)
+    drawn = noise * torch.randn(blends.galaxies.shape, generator=generator, device=generator.device)
+    return torch.where(kept, blends.blended[:, None], drawn.clamp(0, 1).to(blends.blended))
+
+
+def _fitting_sizes(images, bank, crop, size) -> tuple[int, int]:
+    crop = min(images.shape[-2:]) if crop is None else crop
+    size = crop if size is None else size
+    if crop < 1 or size < 1 or crop % size:
+        raise ValueError(f"crop is {crop}, size {size}; expected positive sizes, crop a multiple of size")
+    margins = [side - crop for side in images.shape[-2:]]
+    if min(margins) < 0 or any(margin % 2 for margin in margins):
+        raise ValueError(
+            f"crop is {crop}; {images.shape[-2]} x {images.shape[-1]} px need an even margin >= 0"
+        )
+    if bank.shape[1] != images.shape[1]:
+        raise ValueError(f"partners: got {bank.shape[1]} channels, expected {images.shape[1]} as in images")
+    return crop, size
+
+
+def _draw_others(batch, bank, count, generator, *, with_self=False) -> torch.Tensor:
+    """(batch, count - 1) indices into the bank, distinct within a blend and, without self, from its own."""
+    needed = count - 1 if with_self else count
+    if count < 2:
+        raise ValueError(f"count is {count}; expected at least 2 galaxies in a blend")
+    if len(bank) < needed:
+        raise ValueError(f"got {len(bank)} images for blends of {count} galaxies; expected at least {needed}")
+    lots = torch.rand(batch, len(bank), generator=generator, device=generator.device)
+    if not with_self:
+        lots.fill_diagonal_(-1)
+    return lots.topk(count - 1, 1).indices.to(bank.device)
+
+
+def _draw_geometry(shape, perturbation, generator, device):
+    """Shifts (B, N - 1, 2) in units of the side, scales, matrices (..., 2, 2) from stamp back to image."""
+    draw = torch.rand(*shape, 8, generator=generator, device=generator.device).to(device)
+    sign = 1 - 2 * draw[..., :4].round()
+    mirror, side = sign[..., :2] if perturbation.flip else torch.ones_like(sign[..., :2]), sign[..., 2:]
+    angle = 2 * math.pi * draw[..., 4] * perturbation.rotate
+    low, high = map(math.log, perturbation.scale)
+    scale = torch.exp(low + (high - low) * draw[..., 5])
+    low, high = perturbation.shift
+    shift = side * (low + (high - low) * draw[..., 6:])
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    turn_back = torch.stack([cos, sin, -sin, cos], -1).unflatten(-1, (2, 2))
+    return shift, scale, mirror[..., None] * turn_back
+
+
+def _sampling_grid(matrix, shift, bank, crop) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grid (K, crop, crop, 2) for `grid_sample`, and where it meets image data alone (K, 1, crop, crop)."""
+    frame = torch.tensor([bank.shape[-1], bank.shape[-2]], device=matrix.device)  # width, height
+    matrix = matrix * (crop / frame)[:, None]  # -1 ... 1 across the stamp -> -1 ... 1 across the frame
+    origin = -2 * matrix @ shift[..., None]
+    along = (torch.arange(crop, device=matrix.device) + 0.5) * (2 / crop) - 1
+    columns, rows = matrix[:, :, 0, None] * along + origin, matrix[:, :, 1, None] * along
+    places = rows[..., None] + columns[:, :, None]  # (K, x and y, crop, crop)
+    # Real as far as the centre of the last pixel, 0.001 px of slack for float32; further out fill takes part.
+    x, y = (places.abs() <= (1 - (1 - 0.002) / frame)[:, None, None]).unbind(1)
+    return places.permute(0, 2, 3, 1), (x & y)[:, None]
+
+
+def _centre(images, crop) -> torch.Tensor:
+    top, left = ((side - crop) // 2 for side in images.shape[-2:])
+    return images[..., top : top + crop, left : left + crop]
+
+
+def _shrink(images, size) -> torch.Tensor:
+    """Box average, or of booleans whether the whole box is True (3 times as fast as avg_pool2d)."""
+    factor = images.shape[-1] // size
+    if factor == 1:
+        return images
+    join = torch.logical_and if images.dtype == torch.bool else torch.add
+    rows = reduce(join, [images[..., i::factor, :] for i in range(factor)])
+    boxes = reduce(join, [rows[..., i::factor] for i in range(factor)])
+    return boxes if images.dtype == torch.bool else boxes / factor**2

@@ -1,0 +1,321 @@
+"""Measure how close one image is to another: pixels, structure, and what an astronomer would measure.
+
+Images are float (..., C, H, W), at least one batch axis in front; every function returns one number per
+image, (...), so that `Blends.galaxies` (B, N, C, H, W) go in as they are and give (B, N).
+"""
+
+import math
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch.nn import functional
+
+from galnb.evaluation.distances import frechet_distance, kernel_distance  # noqa: F401
+from galnb.evaluation.neighbours import nearest  # noqa: F401
+
+PERCENTILES = (5, 25, 50, 75, 95)
+DETECTION_KERNEL = ((1, 2, 1), (2, 4, 2), (1, 2, 1))  # SourceExtractor's default filter
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor, *, data_range: float) -> torch.Tensor:
+    """Compute the peak signal-to-noise ratio of each pair of images.
+
+    Parameters
+    ----------
+    a, b : torch.Tensor, (..., C, H, W)
+        Images to compare, in any order.
+    data_range : float
+        Largest minus smallest value that an image can have: 1 for images in [0, 1].
+
+    Returns
+    -------
+    torch.Tensor, (...)
+        Decibel; infinite where both images are equal.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, values are not finite floats, or they spread wider than `data_range`.
+
+    Notes
+    -----
+    10 log10(data_range² / mean squared error over channels and pixels).
+
+    Chapter: Evaluation
+    """
+    _check_pair(a, b, data_range)
+    error = (a - b).square().mean((-3, -2, -1), dtype=torch.float64)
+    return (10 * torch.log10(data_range**2 / error)).float()
+
+
+def ssim(a: torch.Tensor, b: torch.Tensor, *, data_range: float, window: int = 7) -> torch.Tensor:
+    """Compute the mean structural similarity of each pair of images.
+
+    Parameters
+    ----------
+    a, b : torch.Tensor, (..., C, H, W)
+        Images to compare, in any order.
+    data_range : float
+        As in `psnr`. A range that is too wide makes every pair look alike.
+    window : int, default 7
+        Odd side of the square window in pixels.
+
+    Returns
+    -------
+    torch.Tensor, (...)
+        At most 1, the value of equal images.
+
+    Raises
+    ------
+    ValueError
+        As `psnr`, and if the window is even or larger than the image.
+
+    Notes
+    -----
+    Equation 13 of the reference with uniform weights, sample covariances, K1 = 0.01, K2 = 0.03, averaged over
+    the windows that lie inside the image and over channels: the defaults of
+    skimage.metrics.structural_similarity. Unclean skies count: an image with the right noise beats a cleaner
+    one (read SSIM beside PSNR).
+
+    References
+    ----------
+    Wang, Bovik, Sheikh, Simoncelli (2004), IEEE Transactions on Image Processing 13, 600.
+
+    Chapter: Evaluation
+    """
+    _check_pair(a, b, data_range)
+    if window % 2 == 0 or not 3 <= window <= min(a.shape[-2:]):
+        raise ValueError(f"window is {window}; expected an odd number from 3 to {min(a.shape[-2:])}")
+    pairs = zip(a.flatten(0, -4).split(16), b.flatten(0, -4).split(16), strict=True)  # 16 fit into the cache
+    return torch.cat([_ssim(x.float(), y.float(), data_range, window) for x, y in pairs]).reshape(
+        a.shape[:-3]
+    )
+
+
+def _ssim(x: torch.Tensor, y: torch.Tensor, data_range: float, window: int) -> torch.Tensor:
+    rows, columns = (  # (positions, pixels): the mean over a window as two products of matrices
+        torch.eye(size, device=x.device).unfold(0, window, 1).sum(-1) / window for size in x.shape[-2:]
+    )
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return rows @ values @ columns.T
+
+    # without the common level, because differences of large squares lose digits
+    level = (x + y).mean((-3, -2, -1), keepdim=True) / 2
+    x, y = x - level, y - level
+    mean_x, mean_y = mean(x), mean(y)
+    unbiased = window**2 / (window**2 - 1)
+    covariance = unbiased * (mean(x * y) - mean_x * mean_y)
+    variances = unbiased * (mean(x.square() + y.square()) - mean_x.square() - mean_y.square())
+    mean_x, mean_y = mean_x + level, mean_y + level
+    product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    similarity = (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
+    return similarity.mean((-3, -2, -1))
+
+
+def cosine_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Compute the cosine of the angle between two images seen as vectors of pixels.
+
+    Blind to brightness: an image and half of it have similarity 1. Takes and raises what `psnr` does, without
+    a range; 0 where an image is black.
+
+    Chapter: Evaluation
+    """
+    _check_pair(a, b, math.inf)
+    return functional.cosine_similarity(a.flatten(-3).double(), b.flatten(-3).double(), dim=-1).float()
+
+
+def apertures(
+    truth: torch.Tensor, *, offsets: torch.Tensor | None = None, threshold: float = 1.5
+) -> torch.Tensor:
+    """Find the pixels of each true galaxy: the connected region above the noise at its centre.
+
+    Parameters
+    ----------
+    truth : torch.Tensor, (..., C, H, W)
+        One galaxy per image.
+    offsets : torch.Tensor, (..., 2), optional
+        Where its centre lies, (x, y) from the middle of the image in pixels, as `Blends.offsets`. Default:
+        the middle.
+    threshold : float, default 1.5
+        In standard deviations of the sky noise.
+
+    Returns
+    -------
+    torch.Tensor, (..., 1, H, W), bool
+        Empty where nothing rises above the noise within 2 pixels of the centre.
+
+    Notes
+    -----
+    As SourceExtractor without deblending: channels added, sky and noise from the outermost 5 pixels (3-sigma
+    clipped; noise at least 0.003), 3x3 filter, 8-connected.
+
+    Chapter: Evaluation
+    """
+    _check(truth)
+    lead, (h, w) = truth.shape[:-3], truth.shape[-2:]
+    if offsets is None:
+        offsets = torch.zeros(*lead, 2)
+    if offsets.shape != (*lead, 2):
+        raise ValueError(
+            f"offsets have shape {tuple(offsets.shape)}; expected {(*lead, 2)}, (x, y) per image"
+        )
+    light = truth.flatten(0, -4).double().sum(1, keepdim=True)
+    sky, noise = _sky(light)
+    kernel = torch.tensor(DETECTION_KERNEL, dtype=light.dtype, device=light.device)
+    filtered = functional.conv2d(light - sky, kernel[None, None], padding=1) / kernel.sum()
+    bright = filtered > threshold * noise
+    y, x = _grid(h, w, light)
+    shift = offsets.reshape(-1, 2).to(light)[..., None, None, None]
+    near = (x - shift[:, 0]).square() + (y - shift[:, 1]).square() <= 4
+    region = torch.stack(
+        [_touching(*pair) for pair in zip(bright[:, 0], near.expand_as(bright)[:, 0], strict=True)]
+    )
+    return region.reshape(*lead, 1, h, w)
+
+
+def flux_error(estimate: torch.Tensor, truth: torch.Tensor, *, aperture: torch.Tensor) -> torch.Tensor:
+    """Compute the relative flux error of each image inside the aperture of the truth.
+
+    Parameters
+    ----------
+    estimate, truth : torch.Tensor, (..., C, H, W)
+        In this order.
+    aperture : torch.Tensor, (..., 1, H, W), bool
+        From `apertures(truth)`.
+
+    Returns
+    -------
+    torch.Tensor, (...)
+        (estimated - true) / true flux, each above its own sky; positive: too bright. NaN where the aperture
+        is empty.
+
+    Notes
+    -----
+    Images with a stretch, such as JPEGs, have no flux in the strict sense: there this compares summed
+    brightness.
+
+    Chapter: Evaluation
+    """
+    flux, wanted = (_light(images, aperture).sum((-2, -1)) for images in _pair(estimate, truth, aperture))
+    return ((flux - wanted) / wanted).float()
+
+
+def centroid_error(estimate: torch.Tensor, truth: torch.Tensor, *, aperture: torch.Tensor) -> torch.Tensor:
+    """Compute how far, in pixels, the barycentre of each image lies from that of the truth.
+
+    Both barycentres weigh the light above the sky inside the aperture of the truth, so that neighbours do not
+    count. Takes and raises what `flux_error` does; NaN where there is no light.
+
+    Chapter: Evaluation
+    """
+    places = [_moments(_light(images, aperture))[0] for images in _pair(estimate, truth, aperture)]
+    return (places[0] - places[1]).norm(dim=-1).float()
+
+
+def ellipticity_error(estimate: torch.Tensor, truth: torch.Tensor, *, aperture: torch.Tensor) -> torch.Tensor:
+    """Compute the length of the difference of the ellipticities (e1, e2) of each image and the truth.
+
+    Takes and raises what `flux_error` does; NaN where there is no light.
+
+    Notes
+    -----
+    With second moments Q inside the aperture, e1 = (Qxx - Qyy) / (Qxx + Qyy), e2 = 2 Qxy / (Qxx + Qyy); a
+    round galaxy has (0, 0), a line length 1.
+
+    Chapter: Evaluation
+    """
+    shapes = [_moments(_light(images, aperture))[1] for images in _pair(estimate, truth, aperture)]
+    return (shapes[0] - shapes[1]).norm(dim=-1).float()
+
+
+def summary(values: torch.Tensor) -> dict[str, float]:
+    """Summarise scores: count, mean, standard deviation and percentiles 5, 25, 50, 75, 95; NaN is left out.
+
+    Chapter: Evaluation
+    """
+    values = torch.as_tensor(values).detach().double().flatten()
+    values = values[~values.isnan()]
+    if not len(values):
+        raise ValueError("values hold no number; expected at least one that is not NaN")
+    levels = torch.tensor(PERCENTILES, dtype=values.dtype, device=values.device) / 100
+    percentiles = dict(zip((f"p{p}" for p in PERCENTILES), values.quantile(levels).tolist(), strict=True))
+    spread = float(values.std(correction=0))
+    return {"count": len(values), "mean": float(values.mean()), "std": spread, **percentiles}
+
+
+def _check(images: torch.Tensor) -> tuple[float, float]:
+    """Return the smallest and largest value of images that are what they should be."""
+    if images.ndim >= 4 and images.is_floating_point() and images.numel():
+        low, high = (float(value) for value in images.aminmax())
+        if math.isfinite(low) and math.isfinite(high):
+            return low, high
+    raise ValueError(
+        f"got {images.dtype} of shape {tuple(images.shape)}; expected finite floats (..., C, H, W) with "
+        "at least one batch axis; from 8 bit take pixels.float() / 255"
+    )
+
+
+def _check_pair(a: torch.Tensor, b: torch.Tensor, data_range: float) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"got shapes {tuple(a.shape)} and {tuple(b.shape)}; expected the same")
+    if not data_range > 0:
+        raise ValueError(f"data_range is {data_range}; expected a number > 0, 1 for images in [0, 1]")
+    lows, highs = zip(_check(a), _check(b), strict=True)
+    low, high = min(lows), max(highs)
+    if high - low > data_range * (1 + 1e-4):
+        raise ValueError(f"values run from {low:g} to {high:g}, wider than data_range={data_range:g}")
+
+
+def _pair(estimate, truth, aperture):
+    _check_pair(estimate, truth, math.inf)
+    expected = (*truth.shape[:-3], 1, *truth.shape[-2:])
+    if aperture.shape != expected or aperture.dtype != torch.bool:
+        raise ValueError(f"aperture is {aperture.dtype} {tuple(aperture.shape)}; expected bool {expected}")
+    return estimate, truth
+
+
+def _sky(light: torch.Tensor, ring: int = 5, rounds: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return sky level and noise (B, 1, 1, 1) of (B, 1, H, W) from the clipped outermost pixels."""
+    inside = torch.zeros(light.shape[-2:], dtype=torch.bool, device=light.device)
+    inside[ring:-ring, ring:-ring] = True
+    values = light[:, 0, ~inside]
+    for _ in range(rounds):
+        middle = values.nanmedian(1, keepdim=True).values
+        spread = (values - values.nanmean(1, keepdim=True)).square().nanmean(1, keepdim=True).sqrt()
+        values = values.where((values - middle).abs() <= 3 * spread, torch.nan)
+    middle = values.nanmedian(1).values
+    noise = (values - values.nanmean(1, keepdim=True)).square().nanmean(1).sqrt().clamp(min=0.003)
+    return middle[:, None, None, None], noise[:, None, None, None]
+
+
+def _touching(bright: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+    """Return the 8-connected regions of (H, W) `bright` that reach into `near`."""
+    regions, _ = ndimage.label(bright.cpu().numpy(), np.ones((3, 3)))
+    chosen = np.unique(regions[(near & bright).cpu().numpy()])
+    return torch.from_numpy(np.isin(regions, chosen)).to(bright.device)
+
+
+def _light(images: torch.Tensor, aperture: torch.Tensor) -> torch.Tensor:
+    """Return the summed channels above the sky (..., H, W), zero outside the aperture."""
+    light = images.flatten(0, -4).double().sum(1, keepdim=True)
+    return ((light - _sky(light)[0]).reshape(aperture.shape) * aperture)[..., 0, :, :]
+
+
+def _moments(light: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return barycentre (x, y) and ellipticity (e1, e2), each (..., 2); negative light counts as none."""
+    weight = light.clamp(min=0)
+    weight = weight / weight.sum((-2, -1), keepdim=True)
+    y, x = _grid(*light.shape[-2:], light)
+    centre = torch.stack([(weight * axis).sum((-2, -1)) for axis in (x, y)], -1)
+    x, y = x - centre[..., 0, None, None], y - centre[..., 1, None, None]
+    xx, yy, xy = ((weight * product).sum((-2, -1)) for product in (x * x, y * y, x * y))
+    return centre, torch.stack([xx - yy, 2 * xy], -1) / (xx + yy)[..., None]
+
+
+def _grid(height: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return y (H, 1) and x (1, W) in pixels from the middle of the image."""
+    y, x = (torch.arange(n, dtype=like.dtype, device=like.device) - (n - 1) / 2 for n in (height, width))
+    return y[:, None], x[None]

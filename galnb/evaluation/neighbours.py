@@ -1,0 +1,233 @@
+"""Find the training images that generated images resemble most."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from galnb.blending.batches import turned
+from galnb.images.imageset import check_sizes
+
+WINDOW = 7  # px; with K1, K2 the defaults of skimage.metrics.structural_similarity
+AREA = WINDOW**2
+K1, K2 = 0.01, 0.03
+SYMMETRIES = 8
+QUERIES, PIECE = 64, 512  # images and bank images at a time, enough for efficient matrix products
+TILE = 120_000  # numbers in one product per thread, so that what follows finds them in its cache
+COPIES = 3  # of a piece of the bank that are in memory at once
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Hold the bank images that are most similar to each image, best first.
+
+    Parameters
+    ----------
+    indices : torch.Tensor, shape (B, count), int64
+        Positions in the bank.
+    scores : torch.Tensor, shape (B, count)
+        SSIM, at most 1.
+    turns : torch.Tensor, shape (B, count), int64
+        Symmetry of the square, as in `batches.turned`, that brings the image closest to the bank image; 0
+        unless symmetries were asked for.
+
+    Notes
+    -----
+    Chapter: New galaxies
+    """
+
+    indices: torch.Tensor
+    scores: torch.Tensor
+    turns: torch.Tensor
+
+
+def nearest(
+    images: torch.Tensor,
+    bank: torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray],
+    *,
+    count: int = 1,
+    data_range: float = 1.0,
+    symmetries: bool = False,
+    memory: int = 2**29,
+) -> Nearest:
+    """Find the bank images with the largest SSIM for each image.
+
+    Parameters
+    ----------
+    images : torch.Tensor, shape (B, C, H, W)
+        Finite floats.
+    bank : torch.Tensor, numpy.ndarray (also a memory map) or iterable of pieces of it, (N, C, H, W)
+        Floats on the scale of the images, or 8-bit numbers, which are divided by 255.
+    count : int
+        How many neighbours per image.
+    data_range : float
+        Largest minus smallest value that an image can have: 1 for [0, 1].
+    symmetries : bool
+        Also try each image turned and mirrored, 8 ways: a copy that is turned is still a copy. Square only.
+    memory : int
+        Bytes for the piece of the bank that is at work; the result does not depend on it.
+
+    Returns
+    -------
+    Nearest
+        The same as comparing every pair: nothing is skipped. Of equal scores, rounded to a millionth, the
+        first in the bank wins.
+
+    Raises
+    ------
+    ValueError
+        If sizes or channels differ, the bank has fewer than `count` images, or values spread wider than
+        `data_range`.
+
+    Notes
+    -----
+    The SSIM of `metrics.ssim` and of scikit-image's defaults. Every image gets the means and variances of its
+    windows once. The covariances of all pairs in one 7 x 7 window are one product of matrices, (B, 49) with
+    (49, N). No pair is skipped by an upper bound: with the covariance as large as the variances allow, a
+    fifth of real pairs at most could be, since the noise of two skies might agree.
+    Chapter: New galaxies
+    """
+    _check_images(images, count, data_range, symmetries)
+    images, limits, seen = images.detach().float().cpu(), [], 0
+    _check_values(images, limits, data_range)
+    kinds = (torch.int64, torch.float32, torch.int64)
+    best = Nearest(*(torch.zeros(len(images), 0, dtype=kind) for kind in kinds))
+    for piece in _pieces(bank, min(PIECE, max(1, memory // (4 * COPIES * images[0].numel())))):
+        if piece.shape[1:] != images.shape[1:]:
+            raise ValueError(
+                f"the bank holds images {tuple(piece.shape[1:])}, expected {tuple(images.shape[1:])} as given"
+            )
+        _check_values(piece, limits, data_range)
+        scores = [
+            torch.cat(
+                [_similarities(part, piece, data_range) for part in turned(images, turn).split(QUERIES)]
+            )
+            for turn in range(SYMMETRIES if symmetries else 1)
+        ]
+        best = _merge(best, torch.stack(scores, 1), seen, count)
+        seen += len(piece)
+    if seen < count:
+        raise ValueError(f"count is {count}, but the bank has only {seen} images")
+    return best
+
+
+def _similarities(images: torch.Tensor, bank: torch.Tensor, data_range: float) -> torch.Tensor:
+    """Return the SSIM (B, N) of every image (B, C, H, W) with every one of the bank (N, C, H, W)."""
+    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+    pairs, windows = len(images) * len(bank), images.shape[3] - WINDOW + 1
+    step = max(1, TILE * torch.get_num_threads() // pairs)
+    cov, other = torch.empty(2, step, len(images), len(bank))
+    total, count = torch.zeros(len(images), len(bank), dtype=torch.float64), 0
+    y_terms = torch.ones(windows, 5, len(bank))  # my, 1, vy, my² and my² vy of each window
+    level = float(bank.mean())
+    for (x, x_mean, x_var), (y, y_mean, y_var) in zip(_rows(images, level), _rows(bank, level), strict=True):
+        x = (x - x_mean[:, None]).transpose(1, 2)
+        x_mean, y_mean = x_mean + level, y_mean + level
+        # 2 mx my + c1 and (mx² + my² + c1) (vx + vy + c2) as sums of products of what x and y have alone
+        one, square, spread = torch.ones_like(x_mean), x_mean.square() + c1, x_var + c2
+        x_luminance = torch.stack([2 * x_mean, c1 * one], 2)
+        x_norm = torch.stack([square * spread, square, spread, one], 2)
+        y_terms[:, 0], y_terms[:, 2] = y_mean, y_var
+        torch.mul(torch.square(y_mean, out=y_terms[:, 3]), y_var, out=y_terms[:, 4])
+        row = torch.zeros_like(cov)
+        parts = (x, y, x_luminance, y_terms[:, :2], x_norm, y_terms[:, 1:])
+        for x_part, y_part, *factors in zip(*(part.split(step) for part in parts), strict=True):
+            ratio, factor = cov[: len(x_part)], other[: len(x_part)]
+            torch.baddbmm(ratio.fill_(c2), x_part, y_part, alpha=2 / (AREA - 1), out=ratio)  # 2 cov + c2
+            ratio *= torch.bmm(factors[0], factors[1], out=factor)
+            row[: len(ratio)].addcdiv_(ratio, torch.bmm(factors[2], factors[3], out=factor))
+        total += row.sum(0)
+        count += windows
+    return (total / count).float()
+
+
+def _rows(images: torch.Tensor, level: float) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield for each row of windows of each channel the values (windows, 49, B) and means (windows, B), both
+    less a level, and the variances (windows, B)."""
+    images = images - level  # covariances of small numbers lose less to rounding
+    for channel in images.permute(1, 2, 3, 0).contiguous():  # images side by side, as matrix products want
+        sums = torch.zeros(2, *channel.shape[1:], dtype=torch.float64)  # of 7 rows: values and squares
+        # The last 7 rows, column by column, so that 49 rows of it, from every seventh on, are a window. A new
+        # row takes the place of the oldest: the sum over a window asks for no order, only for the same one.
+        strip = torch.zeros(channel.shape[1], WINDOW, channel.shape[2])
+        shape, (column, pixel, _) = (len(strip) - WINDOW + 1, AREA, strip.shape[2]), strip.stride()
+        for bottom, row in enumerate(channel):
+            place = strip[:, bottom % WINDOW]
+            for values, sign in ((place.double(), -1), (row.double(), 1)):
+                sums[0].add_(values, alpha=sign)
+                sums[1].addcmul_(values, values, value=sign)
+            place.copy_(row)
+            if bottom < WINDOW - 1:
+                continue
+            mean, squares = _sum_of_seven(sums) / AREA
+            variance = (squares - mean.square()) * (AREA / (AREA - 1))
+            yield strip.as_strided(shape, (column, pixel, 1)), mean.float(), variance.float()
+
+
+def _sum_of_seven(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of 7 neighbours along axis 1, in four additions."""
+    two = values[:, :-1] + values[:, 1:]
+    four = two[:, :-2] + two[:, 2:]
+    return four[:, :-3].add_(two[:, 4:-1]).add_(values[:, 6:])
+
+
+def _merge(best: Nearest, scores: torch.Tensor, seen: int, count: int) -> Nearest:
+    """Join the best so far with those of the next piece, (B, turns, N) scores from position `seen` on."""
+    score, turn = scores.max(1)
+    index = torch.arange(seen, seen + score.shape[1]).expand(len(score), -1)
+    joined = [
+        torch.cat(pair, 1) for pair in ((best.indices, index), (best.scores, score), (best.turns, turn))
+    ]
+    order = joined[1].round(decimals=6).sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return Nearest(*(values.gather(1, order) for values in joined))
+
+
+def _pieces(bank, most: int) -> Iterator[torch.Tensor]:
+    if not isinstance(bank, torch.Tensor | np.ndarray | Iterable):
+        raise ValueError(f"bank is {bank!r}; expected a tensor or array (N, C, H, W), or pieces of one")
+    for part in [bank] if isinstance(bank, torch.Tensor | np.ndarray) else bank:
+        if not isinstance(part, torch.Tensor | np.ndarray) or part.ndim != 4:
+            raise ValueError(
+                f"bank: got {type(part).__name__} of shape {tuple(getattr(part, 'shape', ()))}; expected "
+                "tensors or arrays (N, C, H, W)"
+            )
+        for start in range(0, len(part), most):
+            piece = part[start : start + most]
+            if isinstance(piece, np.ndarray):  # a copy: of a memory map only this piece is read
+                piece = torch.from_numpy(piece.astype(piece.dtype.newbyteorder("=")))
+            if not (piece.is_floating_point() or piece.dtype == torch.uint8):
+                raise ValueError(f"the bank holds {piece.dtype}; expected floats or 8-bit numbers")
+            values = piece.detach().float().cpu()
+            yield values / 255 if piece.dtype == torch.uint8 else values
+
+
+def _check_images(images: torch.Tensor, count: int, data_range: float, symmetries: bool) -> None:
+    check_sizes(count=count)
+    if not 1e-6 <= data_range <= 1e9:
+        raise ValueError(f"data_range is {data_range}; expected 1e-6 to 1e9, 1 for images in [0, 1]")
+    if (
+        not isinstance(images, torch.Tensor)
+        or images.ndim != 4
+        or not images.is_floating_point()
+        or not len(images)
+    ):
+        raise ValueError("images: expected a tensor of floats (B, C, H, W), at least one image")
+    if min(images.shape[-2:]) < WINDOW:
+        raise ValueError(
+            f"got images of {images.shape[-2]} x {images.shape[-1]} px; SSIM needs {WINDOW} x {WINDOW}"
+        )
+    if symmetries and images.shape[-2] != images.shape[-1]:
+        raise ValueError(f"got images of {images.shape[-2]} x {images.shape[-1]} px; symmetries need squares")
+
+
+def _check_values(values: torch.Tensor, limits: list[float], data_range: float) -> None:
+    """Widen `limits` to the values, and refuse NaN and what is wider than the range."""
+    found = [float(value) for value in values.aminmax()]
+    limits[:] = min([*limits[:1], found[0]]), max([*limits[1:], found[1]])
+    if not math.isfinite(sum(found)) or limits[1] - limits[0] > data_range * (1 + 1e-4):
+        raise ValueError(
+            f"values of images and bank run from {limits[0]:g} to {limits[1]:g}, wider than data_range="
+            f"{data_range:g}, or are not finite"
+        )

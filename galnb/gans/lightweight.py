@@ -1,0 +1,382 @@
+"""Lightweight GAN (Liu et al. 2021): skip-layer excitation and a discriminator that must also redraw."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from galnb.gans import Batch, Gan, Losses, images_of, to_signed, to_unit
+from galnb.gans.augmentation import Augmentation, augment
+from galnb.gans.layers import Add, Multiply, evaluating
+from galnb.gans.losses import discriminator_hinge, generator_hinge
+from galnb.images.imageset import check_sizes
+
+PUBLISHED_WIDTH = 64
+EXCITED = 16  # maps of side s are scaled by those of side s / 16
+
+
+@dataclass(frozen=True)
+class LightweightConfig:
+    """Say how large the two networks are and how the discriminator is kept from learning by heart.
+
+    Parameters
+    ----------
+    size : int
+        Side of an image, px: 64, 128, 256, 512.
+    width : int
+        Channels at 64 px; half as many at twice the side. Published 64.
+    widest : int
+        Most channels at any side, even and at least 4; published 512.
+    latent : int
+        Length of the random vector that a galaxy is drawn from; published 256.
+    augmentation : Augmentation
+        What happens to true and drawn images alike before the discriminator sees them.
+    penalty : float
+        Weight of the squared slope of the discriminator at true images.
+    penalty_every : int
+        The slope is measured once in so many steps on average, and weighs as much more.
+    seed : int
+        Seed of the first weights.
+
+    Notes
+    -----
+    Chapter: New galaxies
+    """
+
+    size: int = 64
+    width: int = PUBLISHED_WIDTH
+    widest: int = 512
+    latent: int = 256
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    penalty: float = 0.05
+    penalty_every: int = 4
+    seed: int = 0
+
+    def __post_init__(self):
+        if isinstance(self.augmentation, dict):  # read back from JSON
+            object.__setattr__(self, "augmentation", Augmentation(**self.augmentation))
+        check_sizes(
+            size=self.size, width=self.width, widest=self.widest, latent=self.latent,
+            penalty_every=self.penalty_every,
+        )  # fmt: skip
+        if self.size < 64 or self.size & (self.size - 1):
+            raise ValueError(f"size is {self.size}; expected 64, 128, 256, ...")
+        if self.widest < 4 or self.widest % 2:
+            raise ValueError(f"widest is {self.widest}; expected an even number of at least 4")
+        if self.channels_at(self.size) < 2:
+            raise ValueError(
+                f"width {self.width} leaves too few channels at {self.size} px; expected a width of "
+                f"{self.size // 32} or more"
+            )
+        if not self.penalty >= 0:
+            raise ValueError(f"penalty is {self.penalty}; expected at least 0")
+
+    def channels_at(self, side: int) -> int:
+        """Return the number of channels at a side, px."""
+        return min(self.widest, 64 * self.width // side)
+
+
+class Enlarge(nn.Module):
+    """Double the side: bilinear, 3x3 convolution, a little noise of learned strength, batch norm, GLU.
+
+    Bilinear: transposed convolutions can leave a chequerboard, copied pixels leave blocks.
+    Chapter: New galaxies
+    """
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.convolution = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(before, 2 * after, 3, 1, 1, bias=False)
+        )
+        self.noise = nn.Conv2d(1, 2 * after, 1, bias=False)
+        self.add = Add()
+        self.gate = nn.Sequential(nn.BatchNorm2d(2 * after), nn.GLU(1))
+
+    def forward(self, maps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        larger = self.convolution(maps)
+        if noise is not None:
+            step = noise.shape[-1] // larger.shape[-1]
+            larger = self.add(larger, self.noise(noise[..., ::step, ::step]))
+        return self.gate(larger)
+
+
+class SkipLayerExcitation(nn.Module):
+    """Scale the channels of large maps by what small maps of the same image show.
+
+    y = x_high * F(x_low), F = pool to 4x4, convolve to 1x1, SiLU, 1x1, sigmoid (Liu et al. 2021, Eq. 1).
+
+    Chapter: New galaxies
+    """
+
+    def __init__(self, low: int, high: int):
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(4),
+            nn.Conv2d(low, high, 4),
+            nn.SiLU(),
+            nn.Conv2d(high, high, 1),
+            nn.Sigmoid(),
+        )
+        self.multiply = Multiply()
+
+    def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        return self.multiply(high, self.gate(low))
+
+
+class LightweightGenerator(nn.Module):
+    """Draw an image from a random vector: (B, latent), noise (B, 1, size, size) -> (B, 3, size, size).
+
+    The last layer is linear: values beyond [-1, 1] are clipped when shown. Without `noise` nothing is random
+    but the vector. Chapter: New galaxies
+    """
+
+    def __init__(self, config: LightweightConfig):
+        super().__init__()
+        widest = config.channels_at(4)
+        self.start = nn.Sequential(
+            nn.Unflatten(1, (config.latent, 1, 1)),
+            nn.ConvTranspose2d(config.latent, 2 * widest, 4, bias=False),
+            nn.BatchNorm2d(2 * widest),
+            nn.GLU(1),
+        )
+        sides = [2**level for level in range(3, config.size.bit_length())]
+        self.enlarge = nn.ModuleDict(
+            {str(side): Enlarge(config.channels_at(side // 2), config.channels_at(side)) for side in sides}
+        )
+        self.excite = nn.ModuleDict(
+            {
+                str(side): SkipLayerExcitation(config.channels_at(side // EXCITED), config.channels_at(side))
+                for side in sides
+                if side // EXCITED >= 4
+            }
+        )
+        self.last = nn.Conv2d(config.channels_at(config.size), 3, 3, 1, 1)
+
+    def forward(self, latent: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        maps = {4: self.start(latent)}
+        for name, enlarge in self.enlarge.items():
+            side = int(name)
+            maps[side] = enlarge(maps[side // 2], noise)
+            if name in self.excite:
+                maps[side] = self.excite[name](maps[side // EXCITED], maps[side])
+        return self.last(maps[side])
+
+
+class Shrink(nn.Module):
+    """Halve the side along two ways, strided convolutions and a pooled 1x1 one, and add them.
+
+    Chapter: New galaxies
+    """
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.1), nn.Conv2d(after, after, 3, 1, 1),
+            nn.LeakyReLU(0.1),
+        )  # fmt: skip
+        self.aside = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(before, after, 1), nn.LeakyReLU(0.1))
+        self.add = Add()
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.add(self.main(maps), self.aside(maps))
+
+
+def _decoder(channels: int) -> nn.Sequential:
+    """Redraw 32 x 32 px in colour from maps of side 8."""
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(channels), nn.GLU(1),
+        nn.Upsample(scale_factor=2), nn.Conv2d(channels // 2, 2 * (channels // 4), 3, 1, 1, bias=False),
+        nn.BatchNorm2d(2 * (channels // 4)), nn.GLU(1),
+        nn.Conv2d(channels // 4, 3, 3, 1, 1), nn.Tanh(),
+    )  # fmt: skip
+
+
+class LightweightDiscriminator(nn.Module):
+    """Score images, high for real: (B, 3, size, size) in [-1, 1] -> (B, 1), the main head.
+
+    A second head sees the image at 32 px alone and judges its shape. Two decoders redraw what the maps of the
+    main head hold, so that these must describe the image, not merely tell it apart. There is no batch norm in
+    the heads: each image is judged by itself. Chapter: New galaxies
+    """
+
+    def __init__(self, config: LightweightConfig):
+        super().__init__()
+        first = config.channels_at(config.size)
+        self.stem = nn.Sequential(nn.Conv2d(3, first, 3, 1, 1), nn.LeakyReLU(0.1))
+        sides = [config.size >> level for level in range(config.size.bit_length() - 4)]
+        blocks = [Shrink(config.channels_at(side), config.channels_at(side // 2)) for side in sides]
+        self.to_16, self.to_8 = nn.Sequential(*blocks[:-1]), blocks[-1]
+        deep, middle = config.channels_at(8), config.channels_at(16)
+        self.head = nn.Sequential(nn.Conv2d(deep, deep, 1), nn.LeakyReLU(0.1), nn.Conv2d(deep, 1, 4))
+        self.mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        half = config.channels_at(32)
+        self.shape_head = nn.Sequential(
+            nn.Conv2d(3, half, 4, 2, 1), nn.LeakyReLU(0.1), Shrink(half, middle), nn.Conv2d(middle, 1, 4)
+        )
+        self.redraw_whole, self.redraw_part = _decoder(deep), _decoder(middle)
+
+    def forward(
+        self, images: torch.Tensor, *, heads: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the score (B, 1); with `heads` both heads' 5 x 5 scores and the maps at 16 and 8 px."""
+        at_16 = self.to_16(self.stem(images))
+        at_8 = self.to_8(at_16)
+        scores = self.head(at_8)
+        if not heads:
+            return self.mean(scores)
+        small = functional.interpolate(images, (32, 32), mode="area")
+        return scores, self.shape_head(small), at_16, at_8
+
+
+def _draw(gan: Gan, count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
+    latent = torch.randn(count, gan.config.latent, generator=generator).to(device)
+    noise = torch.randn(count, 1, gan.config.size, gan.config.size, generator=generator).to(device)
+    return gan.generator(latent, noise)
+
+
+def _redrawing_error(
+    gan: Gan, images: torch.Tensor, at_16: torch.Tensor, at_8: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """MSE of the whole image at 32 px and of one quarter of it, redrawn from the maps."""
+    whole = functional.interpolate(images, (32, 32), mode="area")
+    down, right = torch.randint(2, (2,), generator=generator).tolist()
+    half = images.shape[-1] // 2
+    quarter = images[..., down * half :, right * half :][..., :half, :half]
+    part = at_16[..., 8 * down :, 8 * right :][..., :8, :8]
+    return functional.mse_loss(gan.discriminator.redraw_whole(at_8), whole) + functional.mse_loss(
+        gan.discriminator.redraw_part(part), functional.interpolate(quarter, (32, 32), mode="area")
+    )
+
+
+def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
+    """Hinge of both heads, redrawing of true images, and now and then the slope at them."""
+    how = gan.config.augmentation
+    real = augment(
+        gan.prepare(images_of(batch, "images", (3, gan.config.size, gan.config.size))),
+        how,
+        generator=generator,
+    )
+    with torch.no_grad():
+        fake = augment(_draw(gan, len(real), generator, real.device), how, generator=generator)
+    steep = (
+        gan.config.penalty > 0 and float(torch.rand((), generator=generator)) * gan.config.penalty_every < 1
+    )
+    real.requires_grad_(steep)
+    main, shape, at_16, at_8 = gan.discriminator(real, heads=True)
+    fake_main, fake_shape, *_ = gan.discriminator(fake, heads=True)
+    hinge = discriminator_hinge(main, fake_main) + discriminator_hinge(shape, fake_shape)
+    redrawing = _redrawing_error(gan, real.detach(), at_16, at_8, generator)
+    slope = hinge.new_zeros(())
+    if steep:
+        total = main.mean((1, 2, 3)).sum() + shape.mean((1, 2, 3)).sum()
+        (gradient,) = torch.autograd.grad(total, real, create_graph=True)
+        slope = gradient.square().sum((1, 2, 3)).mean()
+    weight = gan.config.penalty * gan.config.penalty_every
+    return {
+        "total": hinge + redrawing + weight * slope,
+        "hinge": hinge.detach(),
+        "redrawing": redrawing.detach(),
+        "slope": slope.detach(),
+    }
+
+
+def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
+    images = images_of(batch, "images", (3, gan.config.size, gan.config.size))
+    fake = _draw(gan, len(images), generator, images.device)
+    main, shape, *_ = gan.discriminator(
+        augment(fake, gan.config.augmentation, generator=generator), heads=True
+    )
+    return {"total": generator_hinge(main) + generator_hinge(shape)}
+
+
+def lightweight(config: LightweightConfig) -> Gan:
+    """Build a Lightweight GAN with fresh weights.
+
+    Parameters
+    ----------
+    config : LightweightConfig
+        Sizes and augmentation; the seed in it fixes the first weights.
+
+    Returns
+    -------
+    Gan
+        Batches hold ``"images"`` (B, 3, size, size) in [0, 1].
+
+    Notes
+    -----
+    L_D = hinge of two heads + MSE of two redrawn images + penalty E |grad D(x)|^2, L_G = - E D(G) of two
+    heads (Liu et al. 2021, ICLR; slope at true images after Mescheder et al. 2018, ICML 80, 3481).
+    Chapter: New galaxies
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        generator, discriminator = LightweightGenerator(config), LightweightDiscriminator(config)
+        for module in [*generator.modules(), *discriminator.modules()]:
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.kaiming_normal_(module.weight, a=0.1)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for enlarge in generator.enlarge.values():
+            nn.init.zeros_(enlarge.noise.weight)
+    return Gan(
+        "lightweight", config, generator, discriminator, to_signed, _generator_loss, _discriminator_loss
+    )
+
+
+def generate(
+    gan: Gan, count: int, *, generator: torch.Generator, latent: torch.Tensor | None = None, batch: int = 64
+) -> torch.Tensor:
+    """Draw new galaxies.
+
+    Parameters
+    ----------
+    gan : Gan
+        A Lightweight GAN.
+    count : int
+        How many.
+    generator : torch.Generator
+        CPU generator of the random vectors and of the fine noise.
+    latent : torch.Tensor, shape (count, latent), optional
+        Finite vectors to draw from in place of random ones; the fine noise then is one pattern for all, so
+        that a walk from vector to vector changes the galaxy and nothing else.
+    batch : int
+        Galaxies per pass, for bounded memory.
+
+    Returns
+    -------
+    torch.Tensor, shape (count, 3, size, size)
+        In [0, 1], on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the GAN is no Lightweight GAN, or the count, the vectors or the batch do not fit.
+
+    Notes
+    -----
+    Chapter: New galaxies
+    """
+    if gan.name != "lightweight":
+        raise ValueError(
+            f"this is a {gan.name!r} GAN; generate needs a Lightweight GAN such as lightweight-64"
+        )
+    config, given = gan.config, latent is not None
+    check_sizes(count=count, batch=batch)
+    if count is None or batch is None:
+        raise ValueError(f"count {count}, batch {batch}: expected whole numbers of at least 1")
+    latent = latent if given else torch.randn(count, config.latent, generator=generator)
+    if not isinstance(latent, torch.Tensor) or latent.shape != (count, config.latent):
+        shape = tuple(getattr(latent, "shape", ()))
+        raise ValueError(
+            f"latent {type(latent).__name__} {shape}: expected a tensor ({count}, {config.latent})"
+        )
+    if not latent.is_floating_point() or not latent.isfinite().all():
+        raise ValueError(f"latent of {latent.dtype}: expected finite floats")
+    noise = torch.randn(1 if given else count, 1, config.size, config.size, generator=generator)
+    latent = latent.to(noise.dtype)
+    device = next(gan.generator.parameters()).device
+    parts = zip(latent.split(batch), noise.expand(count, -1, -1, -1).split(batch), strict=True)
+    with evaluating(gan.generator), torch.no_grad():
+        return torch.cat([to_unit(gan.generator(a.to(device), b.to(device))).cpu() for a, b in parts])

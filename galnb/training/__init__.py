@@ -1,0 +1,260 @@
+"""The one training loop of the book: any `Gan`, any device, stopped and continued at will."""
+
+import copy
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm.auto import tqdm
+
+from galnb.gans import Batch, Gan
+from galnb.training.checkpoints import save_checkpoint
+from galnb.training.resume import History, State, describe, read_resume_point, write_resume_point
+from galnb.training.steps import PRECISIONS, SCHEDULES, TrainingConfig, take_step
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["PRECISIONS", "SCHEDULES", "History", "TrainingConfig", "tensorboard_callback", "train"]
+
+
+def train(
+    gan: Gan,
+    batches: Callable[[int], Batch],
+    config: TrainingConfig,
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    callback: Callable[[int, dict[str, float], Gan], None] | None = None,
+    experiment: Mapping | None = None,
+    progress: bool = False,
+) -> History:
+    """Train a GAN: burn-in, then discriminator and generator in turn.
+
+    Parameters
+    ----------
+    gan : Gan
+        Trained in place, left in eval mode. With `TrainingConfig.ema` its generator ends as the running mean
+        of its weights.
+    batches : callable
+        ``batches(index)`` returns batch `index` as a dict of tensors. It must depend on the index alone, so
+        that a run that is continued sees the batches it would have seen, and is called from worker threads.
+    config : TrainingConfig
+        How to train.
+    folder : str or Path, optional
+        Where checkpoints, the resume point and ``history.json`` go. Without it nothing is written.
+    resume : bool
+        Continue from the resume point in `folder`, or start anew where there is none.
+    callback : callable, optional
+        Called after every step with ``(step, losses, gan)``; its `gan` has the mean generator if there is
+        one.
+    experiment : mapping, optional
+        What else made the run (data, batch size); must be JSON. Goes into the checkpoints.
+    progress : bool
+        Show a progress bar with losses and remaining time.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    ValueError
+        If `resume` is asked for without a folder, or the resume point is damaged or of another run.
+    FloatingPointError
+        If a loss or a weight is not finite, or a loss exceeds its limit. The last good resume point and
+        checkpoints stay.
+    RuntimeError
+        If memory runs out; the message says what to lower.
+
+    Notes
+    -----
+    Under ``torchrun`` each process takes its share of every batch and gradients are averaged, so a run on
+    several devices follows the run on one (batch norm apart, whose statistics are per device). `folder` must
+    be on a disk that all of them see. Chapter: The deblender GAN
+    """
+    if resume and folder is None:
+        raise ValueError("resume=True needs the folder of the run to continue; got folder=None")
+    folder = None if folder is None else Path(folder)
+    run = describe(gan, asdict(config), experiment)
+    fabric = _fabric(config)
+    state = _start(gan, config, fabric)
+    if resume and (folder / "resume.pt").is_file():
+        read_resume_point(folder / "resume.pt", state, run)
+    fast, per_step = _accelerated(gan, config), config.discriminator_steps
+    order = range(state.step * per_step, config.steps * per_step)
+    bar = tqdm(
+        total=config.steps, initial=state.step, disable=not (progress and fabric.is_global_zero), unit="step"
+    )
+    try:
+        with bar, closing(_ahead(batches, order, fabric)) as feed:
+            while state.step < config.steps:
+                losses = take_step(fast, state, feed, config, fabric)
+                _check_finite(losses, state.step, config, folder)
+                state.history.add(state.step, losses)
+                state.step += 1
+                _save(folder, state, config, run, fabric)
+                if callback is not None:
+                    callback(state.step - 1, losses, state.kept())
+                bar.update()
+                if state.step % 10 == 0:
+                    bar.set_postfix({name: f"{losses[name]:.3g}" for name in losses if "total" in name})
+    finally:
+        gan.generator.eval()
+        gan.discriminator.eval()
+    if state.average is not None:
+        gan.generator.load_state_dict(state.average.state_dict())
+    return state.history
+
+
+def _fabric(config: TrainingConfig) -> "Fabric":
+    """Set up the device; under torchrun, as many processes and nodes as it started."""
+    from lightning_fabric import Fabric  # as slow to import as torch: only those who train pay
+
+    started = {
+        name: int(os.environ.get(name, "1"))
+        for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "WORLD_SIZE")
+    }
+    fabric = Fabric(
+        accelerator=config.device,
+        devices=started["LOCAL_WORLD_SIZE"],
+        num_nodes=started["GROUP_WORLD_SIZE"],
+        strategy="ddp" if started["WORLD_SIZE"] > 1 else "auto",
+        precision=config.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def _start(gan: Gan, config: TrainingConfig, fabric: "Fabric") -> State:
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    for network in (gan.generator, gan.discriminator):
+        network.to(fabric.device, memory_format=layout).train()
+    average = copy.deepcopy(gan.generator).requires_grad_(False).eval() if config.ema else None
+    optimizers = [
+        torch.optim.AdamW(network.parameters(), lr=rate, betas=config.betas, weight_decay=decay)
+        for network, rate, decay in (
+            (gan.generator, config.learning_rate, config.weight_decay),
+            (gan.discriminator, config.discriminator_learning_rate, 0.0),
+        )
+    ]
+    return State(gan, average, *optimizers)
+
+
+def _accelerated(gan: Gan, config: TrainingConfig) -> Gan:
+    """The same weights behind compiled forward passes and, on request, channels-last inputs."""
+
+    def prepare(images: torch.Tensor) -> torch.Tensor:
+        images = gan.prepare(images)
+        last = config.channels_last and images.dim() == 4
+        return images.contiguous(memory_format=torch.channels_last) if last else images
+
+    fast = replace(gan, prepare=prepare)
+    if not config.compile:
+        return fast
+    return replace(
+        fast, generator=torch.compile(gan.generator), discriminator=torch.compile(gan.discriminator)
+    )
+
+
+def _ahead(batches: Callable[[int], Batch], order: range, fabric: "Fabric") -> Iterator[Batch]:
+    """Hand out this process's share of each batch while threads make the next ones."""
+    # A CPU that trains has no time to spare; a GPU must not wait.
+    workers = min(4, os.cpu_count() or 1) if fabric.device.type == "cuda" else 1
+    rank, world, upcoming = fabric.global_rank, fabric.world_size, iter(order)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        coming = deque(pool.submit(batches, index) for index in islice(upcoming, workers))
+        while coming:
+            batch = coming.popleft().result()
+            coming.extend(pool.submit(batches, index) for index in islice(upcoming, 1))
+            for name, tensor in batch.items():
+                if len(tensor) % world:
+                    raise ValueError(
+                        f"{len(tensor)} {name} for {world} processes; make batch_size a multiple of {world}"
+                    )
+            yield {name: tensor[rank::world].to(fabric.device) for name, tensor in batch.items()}
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _check_finite(
+    losses: Mapping[str, float], step: int, config: TrainingConfig, folder: Path | None
+) -> None:
+    for name, value in losses.items():
+        if not math.isfinite(value) or abs(value) > config.loss_limit:
+            kept = "" if folder is None else f"; checkpoints and the resume point in {folder} are from before"
+            raise FloatingPointError(
+                f"{name} is {value} at step {step}{kept}. Lower learning_rate (now {config.learning_rate}), "
+                f"or set gradient_clip (now {config.gradient_clip})"
+            )
+
+
+def _save(
+    folder: Path | None, state: State, config: TrainingConfig, run: Mapping[str, dict], fabric: "Fabric"
+) -> None:
+    """Write what this step asks for: stage checkpoints, and the resume point."""
+    stages = [name for name, share in config.stages if state.step == max(1, round(share * config.steps))]
+    point = state.step % config.save_every == 0 or state.step == config.steps
+    if folder is None or not (stages or point):
+        return
+    # A loss can be finite where its gradient is not: such weights must not replace good ones.
+    for part, network in (("generator", state.gan.generator), ("discriminator", state.gan.discriminator)):
+        if not all(weight.isfinite().all() for weight in network.parameters()):
+            raise FloatingPointError(
+                f"a weight of the {part} is not finite after step {state.step - 1}; checkpoints and the "
+                f"resume point in {folder} are from before. Lower learning_rate (now {config.learning_rate})"
+            )
+    if not fabric.is_global_zero:
+        return
+    for name in stages:
+        story = {**run["experiment"], "training": run["config"]}
+        save_checkpoint(folder / f"{name}.safetensors", state.kept(), experiment=story, step=state.step)
+    if point:
+        write_resume_point(folder, state, run)
+
+
+def tensorboard_callback(folder: str | Path) -> Callable[[int, dict[str, float], Gan], None]:
+    """Build a callback that writes every loss where TensorBoard can read it.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Then: ``tensorboard --logdir FOLDER``. A continued run overwrites the steps that it repeats.
+
+    Returns
+    -------
+    callable
+        For the `callback` of `train`.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If TensorBoard is not installed.
+
+    Notes
+    -----
+    Chapter: The deblender GAN
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("these logs need TensorBoard: pip install tensorboard") from error
+    writers = []
+
+    def callback(step: int, losses: dict[str, float], gan: Gan) -> None:
+        if not writers:
+            writers.append(SummaryWriter(str(folder), purge_step=step))
+        for name, value in losses.items():
+            writers[0].add_scalar(name, value, step)
+        writers[0].flush()
+
+    return callback
