@@ -34,7 +34,13 @@ GALAXY_ZOO_TEST = 300  # the last 300 names, so that every chapter holds out the
 
 
 def galaxy_zoo(
-    root: str | Path, *, size: int = 80, crop: int = 240, limit: int | None = None, split: str | None = None
+    root: str | Path,
+    *,
+    size: int = 80,
+    crop: int = 240,
+    limit: int | None = None,
+    split: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> ImageSet:
     """Read Galaxy Zoo images (424 x 424 JPEG) from a folder or a zip: centre crop, then area average.
 
@@ -51,6 +57,8 @@ def galaxy_zoo(
         Keep only the first so many, after the split.
     split : {None, "train", "test"}
         Everything, or "test" = the last 300 by sorted name and "train" = the others.
+    dtype : torch.dtype
+        float32 in [0, 1], or torch.uint8 in 0..255, a quarter of the memory: 1,400 whole frames take 0.8 GB.
 
     Returns
     -------
@@ -76,6 +84,8 @@ def galaxy_zoo(
         raise ValueError(f"size={size} is larger than crop={crop}; averaging only shrinks: use size <= crop")
     if split not in (None, "train", "test"):
         raise ValueError(f"split={split!r}: expected None, 'train' or 'test'")
+    if dtype not in (torch.float32, torch.uint8):
+        raise ValueError(f"dtype={dtype}: expected torch.float32 or torch.uint8")
     files = _list_images(Path(root))
     names = sorted(files)
     if split is not None:
@@ -83,17 +93,18 @@ def galaxy_zoo(
             raise ValueError(f"{root}: got {len(names)} images, expected over {GALAXY_ZOO_TEST} to split")
         names = names[-GALAXY_ZOO_TEST:] if split == "test" else names[:-GALAXY_ZOO_TEST]
     found, names = len(names), names[:limit]
-    converted, pixels = Counter(), []
+    converted, pixels = Counter(), torch.empty(len(names), 3, size, size, dtype=dtype)
     for start in range(0, len(names), 64):  # one product per 64 images: many threads cost more than they give
         decoded = [_decode(files[name], name, crop=crop) for name in names[start : start + 64]]
         converted.update(mode for _, mode in decoded if mode != "RGB")
-        pixels.append(area_average(torch.stack([image for image, _ in decoded]), size))
+        piece = area_average(torch.stack([image for image, _ in decoded]), size)
+        pixels[start : start + 64] = piece.mul_(255).round_() if dtype == torch.uint8 else piece
     stems = tuple(Path(name).stem for name in names)
     record = {
         "found": found, "returned": len(names), "crop": crop, "size": size, "split": split,
         "converted": dict(converted),
     }  # fmt: skip
-    return ImageSet(torch.cat(pixels), stems, "Galaxy Zoo (SDSS)", _groups(Path(root), stems), record)
+    return ImageSet(pixels, stems, "Galaxy Zoo (SDSS)", _groups(Path(root), stems), record)
 
 
 def _list_images(root: Path) -> dict[str, Callable[[], bytes]]:

@@ -14,7 +14,7 @@ class ImageSet:
     Parameters
     ----------
     pixels : torch.Tensor
-        Shape (B, C, H, W), float32 in [0, 1].
+        Shape (B, C, H, W), float32 in [0, 1]; or uint8 in 0..255, to keep thousands of large frames.
     names : tuple of str
         One name per image, unique within the source.
     source : str
@@ -39,7 +39,8 @@ class ImageSet:
     record: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        check_images(self.pixels, name="pixels")
+        as_bytes = isinstance(self.pixels, torch.Tensor) and self.pixels.dtype == torch.uint8
+        check_images(self.pixels[:1].float() / 255 if as_bytes else self.pixels, name="pixels")
         for what, values in (("names", self.names), ("labels", self.labels)):
             if values is not None and len(values) != len(self.pixels):
                 raise ValueError(f"got {len(values)} {what} for {len(self.pixels)} images; expected one each")
