@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from galnb.gans.deblender import DeblenderConfig, Discriminator, Gate, deblender
-from galnb.gans.layers import Add, Concat, evaluating
+from galnb.gans.deblender import DeblenderConfig, Discriminator, deblender
+from galnb.gans.layers import Add, Concat, Gate, evaluating
 from galnb.relevance import (
     READINGS,
     RULES,

@@ -6,7 +6,8 @@ import torch
 
 from galnb.gans import to_signed
 from galnb.gans.deblender import deblend, deblender
-from galnb.gans.unet import Brush, Gate
+from galnb.gans.layers import Gate
+from galnb.gans.unet import Brush
 from tests.tiny_runs import TINY
 
 GATED = replace(TINY, generator="gated", reconstruction="log_mse")

@@ -1,7 +1,8 @@
 """What every GAN of the book is: two networks, their losses, and the way images enter them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -72,3 +73,34 @@ def to_unit(images: torch.Tensor) -> torch.Tensor:
     Chapter: The deblender GAN
     """
     return ((images + 1) / 2).clamp(0, 1)
+
+
+def from_json(kind: type, values: Mapping[str, Any]) -> Any:
+    """Build a frozen config from what JSON or TOML holds of it: lists become tuples, tables nested configs.
+
+    kind: dataclass; values: its fields, any with a default may be missing. Returns an instance of `kind`.
+    ValueError if values is no mapping, a field is unknown or missing, or `kind` refuses a value.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{kind.__name__}: got {type(values).__name__}, expected a table of its fields")
+    known = {field.name: field for field in fields(kind) if field.init}
+    needed = {name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(
+            f"{kind.__name__} has no field {', '.join(unknown)}; known are {', '.join(known)}. "
+            "Correct the name, or update galnb if a newer one wrote it"
+        )
+    if missing := sorted(needed - set(values)):
+        raise ValueError(f"{kind.__name__} needs {', '.join(missing)}; given are {sorted(values)}")
+    hints = get_type_hints(kind)
+    return kind(**{name: _from_json(hints[name], value) for name, value in values.items()})
+
+
+def _from_json(hint: Any, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        nested = [each for each in (hint, *get_args(hint)) if is_dataclass(each)]
+        return from_json(nested[0], value) if nested else value
+    if isinstance(value, list | tuple):
+        inner = [each for each in get_args(hint) if each is not Ellipsis]
+        return tuple(_from_json(inner[min(i, len(inner) - 1)] if inner else Any, v) for i, v in enumerate(value))
+    return value

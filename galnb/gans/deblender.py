@@ -12,9 +12,9 @@ from torch import nn
 
 from galnb.blending.batches import turned
 from galnb.gans import Batch, Gan, Losses, to_signed, to_unit
-from galnb.gans.layers import ACTIVATIONS, NORMS, Add, ResidualBlock, evaluating
+from galnb.gans.layers import ACTIVATIONS, NORMS, Add, Gate, ResidualBlock, evaluating
 from galnb.gans.losses import RECONSTRUCTIONS, discriminator_bce, feature_loss, generator_bce, match_galaxies
-from galnb.gans.unet import Brush, Gate, UNetGenerator
+from galnb.gans.unet import Brush, UNetGenerator
 from galnb.images import check_images
 
 

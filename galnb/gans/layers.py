@@ -61,6 +61,34 @@ class Multiply(nn.Module):
         return signal * gate
 
 
+class Gate(nn.Module):
+    """Give each galaxy its share of the blend: (x + 1 + 2 headroom) * sigmoid(logits) - 1, x in [-1, 1].
+
+    blended: (B, C, H, W); logits: (B, N C, H, W). Returns (B, N, C, H, W), from -1 to x + 2 headroom.
+    """
+
+    def __init__(self, headroom: float):
+        super().__init__()
+        self.headroom = headroom
+
+    def forward(self, blended: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        light = blended[:, None] + (1 + 2 * self.headroom)
+        return light * logits.unflatten(1, (-1, blended.shape[1])).sigmoid() - 1
+
+
+def batch_dependent(network: nn.Module) -> list[str]:
+    """Name the layers through which the images of a batch see each other in training: every batch norm.
+
+    A judge with such a layer scores an image by the company it is in. Instance, group and layer norm look at
+    one image at a time. Whether a layer lies on the way to the output is not asked.
+    """
+    return [
+        name or type(layer).__name__
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)  # its subclasses: 1d to 3d, lazy, synchronised
+    ]
+
+
 class ResidualBlock(nn.Module):
     """Add to the input two 3x3 convolutions of it: conv, norm, activation, conv, norm, then the sum.
 

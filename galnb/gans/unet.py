@@ -6,21 +6,6 @@ from torch import nn
 from galnb.gans.layers import Add, ResidualBlock
 
 
-class Gate(nn.Module):
-    """Give each galaxy its share of the blend: (x + 1 + 2 headroom) * sigmoid(logits) - 1 for x in [-1, 1].
-
-    Chapter: The deblender GAN
-    """
-
-    def __init__(self, headroom: float):
-        super().__init__()
-        self.headroom = headroom
-
-    def forward(self, blended: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        light = blended[:, None] + (1 + 2 * self.headroom)
-        return light * logits.unflatten(1, (-1, blended.shape[1])).sigmoid() - 1
-
-
 class Brush(nn.Module):
     """Paint each galaxy in [-1, 1] whatever the blend shows: tanh(logits), in the place of a `Gate`.
 

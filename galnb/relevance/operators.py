@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from galnb.gans.deblender import Gate
-from galnb.gans.layers import Add, Concat, Multiply
+from galnb.gans.layers import Add, Concat, Gate, Multiply
 from galnb.relevance.rules import Layer
 
 Operator = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
