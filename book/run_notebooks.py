@@ -5,9 +5,9 @@ For a notebook NN_name and a preset, `_build/executed/<preset>/` then holds
 * `NN_name.ipynb`: the source as it is now, with the outputs of the run (used for pages, tests and download);
 * `NN_name/`: what the notebook wrote, `results.json` first; `run.json` with seconds, memory, cache key.
 
-A run is repeated when its code cells, its parameters, a `galnb` module it imports (through any number of
-imports), shipped weights it names, its record in `book/records` or `constraints.txt` change. Prose, captions
-and alt text are no reason.
+A run is repeated when its code cells, its parameters, a `galnb` module it uses (through any number of
+imports), a data file of such a module, weights and records that it names, or `constraints.txt` change. Prose,
+captions and alt text are no reason.
 """
 
 import argparse
@@ -92,12 +92,9 @@ def cache_key(path: Path, parameters: dict, root: Path = ROOT) -> str:
     digest = hashlib.sha256(json.dumps([code, parameters, sys.version_info[:2]], sort_keys=True).encode())
     sources = "\n".join(source for source, _ in code)
     modules = galnb_modules(_plain_python(sources), root)
-    weights = (root / "galnb" / "weights").rglob("*.safetensors")
-    named = [file for file in weights if re.split("[@.]", file.name)[0] in sources]
-    record = root / "book" / "records" / f"{path.stem}.json"
-    for file in [*sorted(modules), *sorted(named), record, root / "constraints.txt"]:
+    for file in [*sorted(modules), *_data(sources, modules, root), root / "constraints.txt"]:
         if file.exists():
-            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+            digest.update(str(file.relative_to(root)).encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 
@@ -108,37 +105,70 @@ def code_of(path: Path) -> list[tuple[str, list[str]]]:
 
 
 def galnb_modules(source: str, root: Path = ROOT) -> set[Path]:
-    """Return the files of `galnb` that Python source imports, directly or through one another."""
-    package = root / "galnb"
+    """Return the files of `galnb` that Python source uses, directly or through one another.
+
+    A module is used where it is imported, reached as an attribute (`room.module`) or named in a text of its
+    own ("galnb.room.module"); with it come the `__init__` files of the packages above it.
+    """
     found: set[Path] = set()
-    waiting = [source]
+    waiting = [(source, "")]
     while waiting:
-        for name in _imported(waiting.pop()):
-            file = package / f"{name}.py"
-            if file.exists() and file not in found:
-                found.add(file)
-                waiting.append(file.read_text(encoding="utf-8"))
-    return found | ({package / "__init__.py"} if found else set())
+        for name in _used(*waiting.pop()):
+            parts = name.split(".")
+            for place in (root.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)):
+                for file in (place / "__init__.py", place.with_name(f"{place.name}.py")):
+                    if file not in found and file.is_file():
+                        found.add(file)
+                        package = ".".join(file.parent.relative_to(root).parts)
+                        waiting.append((file.read_text(encoding="utf-8"), package))
+    return found
 
 
-def _imported(source: str) -> Iterator[str]:
-    """Yield candidates for module names inside `galnb` from the import statements of Python source."""
+def _used(source: str, package: str) -> Iterator[str]:
+    """Yield dotted names inside `galnb` in Python source, of modules or of what is in them."""
     try:
         tree = ast.parse(source)
     except SyntaxError:  # the run itself reports it
         return
+    bound: dict[str, str] = {}
     for node in ast.walk(tree):
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            for alias in node.names:
+                bound[alias.asname or alias.name.partition(".")[0]] = (
+                    alias.name if alias.asname else alias.name.partition(".")[0]
+                )
+                yield from _own(alias.name)
         elif isinstance(node, ast.ImportFrom):
-            base = "galnb" if node.level else node.module
-            base += f".{node.module}" if node.level and node.module else ""
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        for name in names:
-            package, _, module = name.partition(".")
-            if package == "galnb" and module:
-                yield module.split(".")[0]
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                bound[alias.asname or alias.name] = f"{base}.{alias.name}"
+                yield from _own(f"{base}.{alias.name}")
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"galnb(\.\w+)+", str(node.value)):
+            yield node.value
+    for node in ast.walk(tree):
+        chain: list[str] = []
+        while isinstance(node, ast.Attribute):
+            chain, node = [node.attr, *chain], node.value
+        if chain and isinstance(node, ast.Name) and node.id in bound:
+            yield from _own(".".join([bound[node.id], *chain]))
+
+
+def _own(name: str) -> list[str]:
+    return [name] if name.partition(".")[0] == "galnb" else []
+
+
+def _data(sources: str, modules: set[Path], root: Path) -> list[Path]:
+    """Return weights and records that the notebook names, and other data that its modules name."""
+    texts = "\n".join(file.read_text(encoding="utf-8") for file in modules)
+    named = []
+    for file in sorted((root / "galnb").rglob("*.*")):
+        if file.parent.name in ("weights", "records"):
+            if file.suffix in (".safetensors", ".json", ".npz") and re.split("[@.]", file.name)[0] in sources:
+                named.append(file)
+        elif file.suffix in (".toml", ".html") and file.name in texts:
+            named.append(file)
+    return named
 
 
 def _plain_python(source: str) -> str:

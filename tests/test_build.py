@@ -56,16 +56,26 @@ def edit(path, old, new):
 
 @pytest.fixture
 def root(tmp_path):
-    """A book of its own: a package of four modules, constraints, no notebook yet."""
+    """A book of its own: a package of modules, a room, weights, records; constraints; no notebook yet."""
     package = tmp_path / "galnb"
     (package / "weights").mkdir(parents=True)
-    (package / "weights" / "small.safetensors").write_bytes(b"weights")
-    (package / "weights" / "other.safetensors").write_bytes(b"weights")
+    for name in ("small", "small@early", "other"):
+        (package / "weights" / f"{name}.safetensors").write_bytes(b"weights")
     (package / "__init__.py").write_text("")
     (package / "first.py").write_text("from galnb.second import value\n")
     (package / "second.py").write_text("def value():\n    from . import third\n    return third\n")
     (package / "third.py").write_text("third = 3\n")
     (package / "apart.py").write_text("apart = 4\n")
+    for folder in ("room", "records"):
+        (package / folder).mkdir()
+    (package / "room" / "__init__.py").write_text("from galnb.room.inner import five\n")
+    (package / "room" / "inner.py").write_text(
+        "from ..apart import apart\n\nfive = 5\nFILE = 'presets.toml'\n"
+    )
+    (package / "room" / "corner.py").write_text("def shape(name):\n    return 6\n")
+    (package / "room" / "presets.toml").write_text("value = 7\n")
+    for name in ("01_small.json", "01_small.npz", "02_other.json"):
+        (package / "records" / name).write_text("8\n")
     (tmp_path / "constraints.txt").write_text("numpy==2.4.6\n")
     return tmp_path
 
@@ -84,37 +94,70 @@ def test_unknown_parameter_is_an_error_that_names_the_known_ones(root):
 # ---- cache key
 
 
-def test_modules_are_found_through_one_another(root):
-    found = galnb_modules("from galnb import first", root)
-    assert {path.name for path in found} == {"__init__.py", "first.py", "second.py", "third.py"}
-    assert galnb_modules("import numpy", root) == set()
+ROOM = {"room/__init__.py", "room/inner.py", "apart.py"}
 
 
-@pytest.mark.parametrize("module", ["training", "plots"])
+def names_of(found, root):
+    return {path.relative_to(root / "galnb").as_posix() for path in found}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from galnb import first", {"first.py", "second.py", "third.py"}),
+        ("import galnb.second as second", {"second.py", "third.py"}),
+        ("from galnb import room", ROOM),
+        ("from galnb.room.corner import shape", ROOM | {"room/corner.py"}),
+        ("from galnb.room import corner", ROOM | {"room/corner.py"}),
+        ("from galnb import room as r\nr.corner.shape()", ROOM | {"room/corner.py"}),
+        ("import galnb\ngalnb.room.corner.shape()", ROOM | {"room/corner.py"}),
+        ('load("galnb.room.corner")', ROOM | {"room/corner.py"}),
+        ("import galnb", set()),
+    ],
+)
+def test_modules_are_found_through_one_another(root, source, expected):
+    assert names_of(galnb_modules(source, root), root) == expected | {"__init__.py"}
+    assert galnb_modules("import numpy\nnumpy.room.corner", root) == set()
+
+
+@pytest.mark.parametrize("module", ["training", "plots", "phantom", "smearing", "mosaic", "explorer"])
 def test_modules_agree_with_what_python_imports(module):
     script = f"import sys, galnb.{module}; print(*(m for m in sys.modules if m.startswith('galnb')))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     loaded = subprocess.check_output([sys.executable, "-c", script], env=environment, text=True).split()
-    witnessed = {f"{name.partition('.')[2] or '__init__'}.py" for name in loaded}
-    assert witnessed <= {path.name for path in galnb_modules(f"from galnb import {module}")}
+    places = [ROOT.joinpath(*name.split(".")) for name in loaded]
+    witnessed = {place / "__init__.py" if place.is_dir() else place.with_suffix(".py") for place in places}
+    assert witnessed <= galnb_modules(f"from galnb import {module}")
 
 
-def test_key_reacts_to_everything_that_can_change_outputs(root):
-    path = write_notebook(root, "from galnb import first", "%matplotlib inline", "load('small@early')")
-    keys = [cache_key(path, {"seed": 0}, root)]
-    keys.append(cache_key(path, {"seed": 1}, root))
-    edit(root / "galnb" / "third.py", "3", "33")
-    keys.append(cache_key(path, {"seed": 0}, root))
-    edit(path, "small@early", "small@middle")
-    keys.append(cache_key(path, {"seed": 0}, root))
-    (root / "galnb" / "weights" / "small.safetensors").write_bytes(b"others")
-    keys.append(cache_key(path, {"seed": 0}, root))
-    (root / "book" / "records").mkdir(parents=True)
-    (root / "book" / "records" / f"{path.stem}.json").write_text("{}")
-    keys.append(cache_key(path, {"seed": 0}, root))
-    edit(root / "constraints.txt", "2.4.6", "2.4.7")
-    keys.append(cache_key(path, {"seed": 0}, root))
-    assert len(set(keys)) == len(keys)
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("galnb/third.py", "3", "33"),
+        ("galnb/room/inner.py", "5", "55"),
+        ("galnb/room/corner.py", "6", "66"),
+        ("galnb/room/presets.toml", "7", "77"),
+        ("galnb/weights/small@early.safetensors", "weights", "others"),
+        ("galnb/records/01_small.json", "8", "88"),
+        ("galnb/records/01_small.npz", "8", "88"),
+        ("constraints.txt", "2.4.6", "2.4.7"),
+    ],
+)
+def test_key_reacts_to_everything_that_can_change_outputs(root, file, old, new):
+    sources = ("from galnb import first, room", "room.corner.shape('small@early')", "%matplotlib inline")
+    path = write_notebook(root, *sources, 'notebook.start("01_small")')
+    other = write_notebook(root, "from galnb import apart", name="02_other")
+    keys = [cache_key(path, {"seed": 0}, root), cache_key(other, {"seed": 0}, root)]
+    edit(root / file, old, new)
+    assert cache_key(path, {"seed": 0}, root) != keys[0]
+    assert (cache_key(other, {"seed": 0}, root) != keys[1]) == (file == "constraints.txt")
+
+
+def test_key_reacts_to_parameters_and_code(root):
+    path = write_notebook(root, "from galnb import first")
+    keys = [cache_key(path, {"seed": 0}, root), cache_key(path, {"seed": 1}, root)]
+    edit(path, "import first", "import second")
+    assert len({*keys, cache_key(path, {"seed": 0}, root)}) == 3
 
 
 def test_key_ignores_prose_and_what_the_notebook_does_not_use(root):
@@ -123,6 +166,9 @@ def test_key_ignores_prose_and_what_the_notebook_does_not_use(root):
     edit(path, "First prose", "Second prose")
     edit(root / "galnb" / "apart.py", "4", "44")
     (root / "galnb" / "weights" / "other.safetensors").write_bytes(b"others")
+    edit(root / "galnb" / "records" / "02_other.json", "8", "88")
+    edit(root / "galnb" / "room" / "corner.py", "6", "66")
+    edit(root / "galnb" / "room" / "presets.toml", "7", "77")
     assert cache_key(path, {}, root) == key
 
 
