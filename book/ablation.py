@@ -3,7 +3,7 @@
 Every variant changes one thing of a small network (a seventh of the weights) and a short run, from each of
 three seeds. Training uses the first galaxies by name, scores come from the last 100 before the test set, so
 that no choice is made on test data. Each run leaves a JSON file in OUT_FOLDER; those that exist are not
-repeated. The table goes to `book/records/04_deblender.json`, which chapter 4 shows.
+repeated. The table goes to `galnb/records/04_deblender.json`, which chapter 4 shows.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import galnb
-from galnb import blending, images, training
+from galnb import blending, images, notebook, training
 from galnb.blending import batches
 from galnb.evaluation import metrics
 from galnb.files import write_atomically
@@ -24,7 +24,7 @@ from galnb.gans import Gan, deblender
 from galnb.training import presets
 from galnb.training.experiments import galaxy_zoo_frames
 
-RECORD = Path(__file__).parent / "records" / "04_deblender.json"
+RECORD = notebook.RECORDS / "04_deblender.json"
 SEEDS, VALIDATION, STEPS, BATCH = (0, 1, 2), 100, 250, 8
 SHIPPED = presets.experiment("deblender-bounded", "laptop")
 MODEL = replace(SHIPPED.model, widths=(24, 48, 64, 64), blocks=(1, 1, 1, 1), discriminator_width=8)

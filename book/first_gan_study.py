@@ -2,7 +2,7 @@
 
 Galaxies are the central 240 px of Galaxy Zoo images at 32 px; the last 300 names judge and never teach. Every
 training leaves a JSON file in OUT_FOLDER, those that exist are not repeated, and whatever is there makes the
-record `book/records/03_first_gan.json`:
+record `galnb/records/03_first_gan.json`:
 
     runs: [{group, name, seed, rate, batch, images, steps, epochs, loss: [generator, means of 20 steps],
         judge: [the same of the discriminator], final (last tenth), largest (of a single step),
@@ -32,14 +32,14 @@ from PIL import Image
 from scipy import stats
 
 import galnb
-from galnb import blending, images, training
+from galnb import blending, images, notebook, training
 from galnb.blending import batches
 from galnb.evaluation import metrics
 from galnb.files import write_atomically
 from galnb.gans import Batch, Gan, to_signed, to_unit, vanilla
 from galnb.gans.layers import evaluating
 
-RECORD = Path(__file__).parent / "records" / "03_first_gan.json"
+RECORD = notebook.RECORDS / "03_first_gan.json"
 SIZE, CROP, WIDTH, LATENT = 32, 240, 16, 64
 SHIFT, NOISE = round(50 * SIZE / CROP), 0.1  # the report's 50 px; noise as in chapter 2
 SEEDS = (0, 1, 2)

@@ -6,7 +6,7 @@
 
 The first trains one network per row of `RUNS` (some minutes each, continued when called again). The others
 measure the shipped `lightweight-64` and those networks, and write their parts of
-`book/records/13_lightweight_gan.json` and, beside it, of an `.npz` with features of real images and with
+`galnb/records/13_lightweight_gan.json` and, beside it, of an `.npz` with features of real images and with
 generated images. No real image is in either. Stages of `lightweight-64` are read from OUT_FOLDER.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from galnb import images
+from galnb import images, notebook
 from galnb.blending.batches import image_batches
 from galnb.evaluation import distances, memorisation
 from galnb.evaluation import neighbours as nearest
@@ -39,7 +39,7 @@ from galnb.training.presets import experiment
 STEPS, BATCH, FEW = 1_500, 8, 283
 COUNT, DRAWS, FORTY, HELD, SHOWN = 300, 20, 40, 150, 12
 FEATURES = "efficientnet-lite0"
-RECORD = Path(__file__).parent / "records" / "13_lightweight_gan.json"
+RECORD = notebook.RECORDS / "13_lightweight_gan.json"
 BARE, WITH = Augmentation(hue=0.0, translation=0.0, cutout=0.0), Augmentation()
 
 

@@ -4,7 +4,7 @@
 
 FOLDER (or zip) holds Galaxy Zoo images; the 300 of the test split are used. The chapter itself is run at
 preset `laptop`, once for each seed: 3,000 generated galaxies and ten blank ones, 25,000 placements on 8,000 x
-8,000 px. Each takes some two minutes and 3.5 GiB on two quiet cores. `book/records/14_mosaic.json`, which
+8,000 px. Each takes some two minutes and 3.5 GiB on two quiet cores. `galnb/records/14_mosaic.json`, which
 is written, holds numbers only: those of the first seed, and the shares and differences of all.
 """
 
@@ -16,10 +16,11 @@ from pathlib import Path
 import papermill
 
 from book.run_notebooks import ROOT, check_parameters
+from galnb import notebook
 from galnb.files import write_atomically
 
 NOTEBOOK = ROOT / "notebooks" / "14_mosaic.ipynb"
-RECORD = ROOT / "book" / "records" / "14_mosaic.json"
+RECORD = notebook.RECORDS / "14_mosaic.json"
 
 
 def main() -> None:

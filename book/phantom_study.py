@@ -8,7 +8,7 @@ leaves its weights in OUT; those that exist are not repeated, and a run that was
 All are then measured on the 300 test images (`book.phantom_measure`), and so are judges: discriminators that
 learn alone, to tell galaxies with a zero fill from drawings that lie between the same galaxies without the
 frame and what the generator makes of them. Last come the fills themselves and audits of two sets of images.
-Each part leaves a JSON file in OUT; together they are `book/records/09_phantom_boundary.json`.
+Each part leaves a JSON file in OUT; together they are `galnb/records/09_phantom_boundary.json`.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from scipy import stats
 
 import galnb
 from book import phantom_data, phantom_measure
-from galnb import blending, images, training
+from galnb import blending, images, notebook, training
 from galnb.blending import batches
 from galnb.gans import Gan, deblender
 from galnb.gans.losses import discriminator_bce
 from galnb.training import checkpoints, experiments, presets
 
 FILLS, SEEDS = ("zeros", "reflect", "noise"), (0, 1, 2, 3, 4)
-RECORD = Path(__file__).parent / "records" / "09_phantom_boundary.json"
+RECORD = notebook.RECORDS / "09_phantom_boundary.json"
 EXAM_SEED = 2009
 JUDGES = (0.0, 0.1, 1.0)  # part of the generator's error in what a judge must call drawn
 JUDGE_SEEDS, JUDGE_IMAGES, JUDGE_STEPS, JUDGE_BATCH, JUDGE_RATE = (0, 1, 2), 400, 120, 8, 5e-4

@@ -7,7 +7,7 @@ give the final figures. Two classifiers then learn from the four blocks and from
 generator in growing proportion. Last, a scan of learning rates on the package's own split.
 
 Every training leaves its file in OUT_FOLDER, those that exist are not repeated, and whatever is there makes
-the record `book/records/12_systematics.json`:
+the record `galnb/records/12_systematics.json`:
 
     folds: [{fold, train, block: {class: number}}]
     generators: [{fold, kind: "plain" | "smeared", smear: "none" | "after 0.5" | "after 1" | "inside 1",
@@ -35,7 +35,7 @@ from pathlib import Path
 import torch
 
 import galnb
-from galnb import classifiers, images, smearing, sweeps, training
+from galnb import classifiers, images, notebook, smearing, sweeps, training
 from galnb.blending import batches
 from galnb.files import write_atomically
 from galnb.gans import radio
@@ -43,7 +43,7 @@ from galnb.training import presets
 from galnb.training.checkpoints import load_checkpoint
 from galnb.training.experiments import class_numbers
 
-RECORD = Path(__file__).parent / "records" / "12_systematics.json"
+RECORD = notebook.RECORDS / "12_systematics.json"
 FOLDS, SIZE, STEPS, STAGES = 5, 64, 300, 6
 KINDS = {"plain": 0.0, "smeared": 1.0}
 SHIPPED = presets.experiment("radio-plain", "laptop")

@@ -1,4 +1,7 @@
-"""What the first cells of every notebook need: preset, seed, device, output folder, results."""
+"""Settings, results and records of a notebook: what its first cells need.
+
+Page "How to run".
+"""
 
 import dataclasses
 import importlib.metadata
@@ -11,39 +14,39 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from galnb.checks import at_least, one_of
 from galnb.files import write_atomically
 from galnb.training import presets
 
-RESERVED = ("run", "exercises")
-PACKAGES = ("galnb", "torch", "torchvision", "numpy", "scikit-image", "matplotlib")
+RECORDS = Path(__file__).parent / "records"
+_RESERVED = ("run", "exercises")
+_PACKAGES = ("galnb", "torch", "torchvision", "numpy", "scikit-image", "matplotlib")
+
+
+def record(name: str) -> dict[str, Any]:
+    """Read the record of a study: what a long run gave, with its command, date and versions.
+
+    name: of the chapter's notebook without its ending, such as "05_evaluation"; ValueError lists those known.
+    Where the record holds arrays, they come under "arrays": NumPy arrays by name.
+    """
+    one_of("record", name, sorted(path.stem for path in RECORDS.glob("*.json")))
+    kept = _read(RECORDS / f"{name}.json")
+    if (place := RECORDS / f"{name}.npz").exists():
+        with np.load(place) as arrays:
+            kept["arrays"] = dict(arrays)
+    return kept
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """Hold the settings of one run of a notebook and write its `results.json`.
 
-    Parameters
-    ----------
-    name : str
-        Name of the notebook without its ending, such as "02_blending".
-    preset : str
-        One of `galnb.training.presets.PRESETS`.
-    seed : int
-        Seed of `generator`.
-    device : torch.device
-        Where networks run.
-    folder : Path
-        Everything that the notebook writes goes here.
-    experiment : Any
-        Frozen dataclass from `galnb.training.presets`, with `.minutes` and `.memory_gib`.
-    generator : torch.Generator
-        CPU generator, already seeded.
-    started : float
-        Reading of `time.perf_counter` at the start.
-
-    Chapter: How to run
+    experiment: frozen dataclass of the preset, with `.minutes` and `.memory_gib`.
+    folder: all that the notebook writes goes here. generator: on the CPU, already seeded.
+    started: reading of `time.perf_counter`, s.
     """
 
     name: str
@@ -56,15 +59,7 @@ class Run:
     started: float
 
     def summary(self) -> str:
-        """Say in one paragraph what will run, where, and how long it takes.
-
-        Returns
-        -------
-        str
-            Preset, seed, device, expected minutes and memory, output folder.
-
-        Chapter: How to run
-        """
+        """Say in one paragraph what will run, where, how long it takes (minutes) and its memory (GiB)."""
         minutes, memory = self.experiment.minutes, self.experiment.memory_gib
         below = self.folder.is_relative_to(Path.cwd())  # a page for others shows no path of this machine
         folder = self.folder.relative_to(Path.cwd()) if below else Path("…", *self.folder.parts[-2:])
@@ -75,54 +70,22 @@ class Run:
         )
 
     def record(self, **values: Any) -> None:
-        """Merge values into `results.json`, all of them or none.
+        """Merge values into `results.json`, all of them or none; a name that is there already is replaced.
 
-        Parameters
-        ----------
-        **values
-            Numbers, strings, booleans, None, tensors, arrays, paths, or lists and dicts of these.
-            A name that is there already is replaced.
-
-        Raises
-        ------
-        ValueError
-            If a value is NaN or infinite, cannot be written as JSON, or its name is reserved.
-
-        Chapter: How to run
+        values: finite numbers, text, booleans, None, tensors, arrays, paths, or lists and dicts of these;
+            anything else, and the names "run" and "exercises", are a ValueError.
         """
-        taken = sorted(set(values) & set(RESERVED))
-        if taken:
+        if taken := sorted(set(values) & set(_RESERVED)):
             raise ValueError(f"results.json keeps {taken} for itself; record the value under another name")
         self._merge({key: _plain(value, key) for key, value in values.items()})
 
     def check(self, exercise: str, answer: Any, expected: Any, *, tolerance: float = 0.0, hint: str) -> str:
-        """Compare the answer of an exercise with the expected one and remember the outcome.
+        """Compare the answer of an exercise with the expected one, remember the outcome and say it.
 
-        Parameters
-        ----------
-        exercise : str
-            Name of the exercise, such as "blend-fraction".
-        answer, expected : number, str, bool, tensor, array or sequence of these
-            `answer=None` means that nobody has answered yet.
-        tolerance : float, default 0.0
-            Largest absolute difference that still counts as right.
-        hint : str
-            What to tell a reader whose answer is wrong.
-
-        Returns
-        -------
-        str
-            "Right.", "Not yet: <hint>" or "No answer yet."
-
-        Raises
-        ------
-        ValueError
-            If `tolerance` is negative or not a number.
-
-        Chapter: How to run
+        answer, expected: numbers, text, tensors, arrays or sequences; `answer=None`: nobody has answered yet.
+        tolerance: largest absolute difference that still counts as right, >= 0. hint: said if it is wrong.
         """
-        if not tolerance >= 0:
-            raise ValueError(f"tolerance is {tolerance}; expected a number >= 0")
+        at_least(0.0, tolerance=tolerance)
         right = answer is not None and _agree(answer, expected, tolerance)
         exercises = _read(self.folder / "results.json").get("exercises", {})
         self._merge({"exercises": {**exercises, exercise: right}})
@@ -131,15 +94,7 @@ class Run:
         return "Right." if right else f"Not yet: {hint}"
 
     def finish(self) -> str:
-        """Record time and peak memory once more, and say them.
-
-        Returns
-        -------
-        str
-            One sentence with the seconds and GiB used so far.
-
-        Chapter: How to run
-        """
+        """Record time and peak memory once more, and say them (s, GiB)."""
         self._merge({})
         seconds, memory = time.perf_counter() - self.started, _peak_memory_gib()
         return f"Took {seconds:.0f} s" + (f" and at most {memory:.1f} GiB of memory." if memory else ".")
@@ -161,41 +116,21 @@ class Run:
 def start(name: str, *, preset: str = "quick", seed: int = 0, device: str = "auto", out_dir: str = "") -> Run:
     """Start a run of a notebook: resolve its settings and begin an empty `results.json`.
 
-    Parameters
-    ----------
-    name : str
-        Name of the notebook without its ending, such as "02_blending".
-    preset : str, default "quick"
-        One of `galnb.training.presets.PRESETS`.
-    seed : int, default 0
-        Seed of the run's generator, >= 0.
-    device : str, default "auto"
-        "auto" (CUDA if there is one, else CPU) or a name that PyTorch knows, such as "cpu" or "cuda:1".
-    out_dir : str, default ""
-        Folder to write into; empty means `galnb_output` in the folder where the notebook runs.
-        Each notebook takes a sub-folder of its own name, so that two of them never collide.
-
-    Returns
-    -------
-    Run
-        Settings and the methods `summary`, `record`, `check` and `finish`.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is unknown or the folder cannot be written.
-
-    Chapter: How to run
+    name: of the notebook without its ending, such as "02_blending".
+    seed: of the run's generator, >= 0.
+    device: "auto" (CUDA if there is one, else CPU) or a name that PyTorch knows, such as "cuda:1".
+    out_dir: folder to write into, default `galnb_output` where the notebook runs; each notebook takes a
+        sub-folder of its own name in it, so that two of them never collide.
+    An unknown setting, or a folder that cannot be written, is a ValueError.
     """
     if not re.fullmatch(r"[\w-]+", name):
         raise ValueError(f"name is {name!r}; expected the notebook's name without folder and ending")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; expected a whole number >= 0")
+    at_least(0, seed=seed)
     experiment = presets.experiment(name, preset)
     chosen = _device(device)
     folder = (Path(out_dir or "galnb_output").expanduser() / name).resolve()
     generator = torch.Generator().manual_seed(seed)
-    run = Run(name, preset, seed, chosen, folder, experiment, generator, time.perf_counter())
+    run = Run(name, preset, int(seed), chosen, folder, experiment, generator, time.perf_counter())
     try:
         _write(folder / "results.json", {})  # numbers of an earlier run must not survive
         run.record()
@@ -266,7 +201,7 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

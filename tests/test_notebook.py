@@ -1,15 +1,22 @@
 """Tests of galnb/notebook.py."""
 
+import hashlib
+import importlib.resources
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
 from galnb import notebook
-from galnb.training import presets
+from galnb.training import checkpoints, presets
+
+ROOT = Path(__file__).parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "galnb" / "records").glob("*.json"))
 
 
 @pytest.fixture
@@ -167,3 +174,59 @@ def test_start_says_when_the_folder_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="out_dir"):
         notebook.start("01_images", out_dir=str(tmp_path / "file"))
+
+
+# ---- records
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_record_says_when_and_by_which_command_it_was_made(name):
+    kept = notebook.record(name)
+    for one in [kept] if "date" in kept else kept.values():
+        assert re.fullmatch(r"20\d\d-\d\d-\d\d", one["date"]) and re.match(
+            "python |papermill ", one["command"]
+        )
+    assert "arrays" not in json.loads((notebook.RECORDS / f"{name}.json").read_text())
+
+
+def test_arrays_of_a_record_come_with_it():
+    arrays = notebook.record("13_lightweight_gan")["arrays"]
+    assert arrays["features test"].shape == (300, 1280) and arrays["drawn all"].shape == (12, 3, 64, 64)
+    assert "arrays" not in notebook.record("04_deblender")
+
+
+@pytest.mark.parametrize("name", ["05", "../records/05_evaluation", "", None])
+def test_an_unknown_record_lists_those_known(name):
+    with pytest.raises(ValueError, match=r"unknown; known are 03_first_gan, .*14_mosaic"):
+        notebook.record(name)
+
+
+def weights_named(tree, name=""):
+    """Yield each place of a record that names weights with their hash: (weights, SHA-256)."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from weights_named(value, key)
+    elif isinstance(tree, str) and re.fullmatch("[0-9a-f]{64}", tree) and name != "fingerprint":
+        yield ("lightweight-64" if name == "weights" else name), tree
+
+
+def test_records_were_made_with_the_weights_that_are_shipped():
+    found = [(name, *pair) for name in NAMES for pair in weights_named(notebook.record(name))]
+    assert {name[:2] for name, *_ in found} == {"05", "07", "13"} and len(found) == 10
+    for name, weights, digest in found:
+        content = checkpoints.shipped(weights).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == digest, f"{name} was made with another {weights}"
+
+
+def test_data_files_are_packaged():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert project["wheel"] == {"packages": ["galnb"]} and "/galnb" in project["sdist"]["include"]
+    data = [path for path in (ROOT / "galnb").rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    names = {path.relative_to(ROOT / "galnb").as_posix() for path in data if path.is_file()}
+    wanted = {f"records/{name}.json" for name in NAMES} | {"records/13_lightweight_gan.npz"}
+    wanted |= {"weights/index.json", "weights/deblender-paper.safetensors"}
+    assert wanted <= names and len(NAMES) == 9
+    # hatch takes every file of the package that git does not ignore
+    asked = subprocess.run(["git", "check-ignore", *map(str, data)], cwd=ROOT, capture_output=True, text=True)
+    assert not asked.stdout
+    assert all(importlib.resources.files("galnb").joinpath(name).is_file() for name in names)
