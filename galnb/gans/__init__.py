@@ -1,4 +1,7 @@
-"""What every GAN of the book is: two networks, their losses, and the way images enter them."""
+"""What every GAN of the book is: two networks, their losses, how images enter and how they are drawn.
+
+Chapters 03, A first GAN, and 04, The deblender GAN.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -6,6 +9,9 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import nn
+
+from galnb.checks import at_least
+from galnb.gans.layers import evaluating
 
 Batch = dict[str, torch.Tensor]
 Losses = dict[str, torch.Tensor]
@@ -15,25 +21,12 @@ Losses = dict[str, torch.Tensor]
 class Gan:
     """Hold one GAN so that one training loop can serve all of them.
 
-    Parameters
-    ----------
-    name : str
-        Which GAN this is, a key of `galnb.training.checkpoints.GANS`.
-    config : dataclass
-        Frozen config that rebuilds both networks; it travels with the weights.
-    generator, discriminator : torch.nn.Module
-        The two networks.
-    prepare : callable
-        Turns images in [0, 1] into the tensor that both networks take, here always [-1, 1].
-    generator_loss, discriminator_loss : callable
-        ``(gan, batch, generator) -> dict`` of scalars with the key ``"total"`` and one entry per named part.
-        `generator` is a CPU random generator for losses that draw noise.
-    burn_in_loss : callable or None
-        Loss of the generator alone during burn-in, the same signature.
-
-    Notes
-    -----
-    Chapter: The deblender GAN
+    name: key of `galnb.training.checkpoints.GANS`.
+    config: frozen dataclass that rebuilds both networks; it travels with the weights.
+    prepare: images in [0, 1] -> the tensor that both networks take, here always [-1, 1] (`enter`).
+    generator_loss, discriminator_loss, burn_in_loss: (gan, batch, generator) -> scalars, with the key "total"
+    and one per named part; generator is a CPU random generator for losses that draw noise. Burn-in trains the
+    generator network alone; None where there is none.
     """
 
     name: str
@@ -46,11 +39,15 @@ class Gan:
     burn_in_loss: Callable[["Gan", Batch, torch.Generator], Losses] | None = None
 
 
-def images_of(batch: Batch, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return the images (B, *shape) of that name from a batch; a ValueError if they are not there, or others.
+def check_gan(gan: Gan, name: str) -> None:
+    """Refuse anything but a GAN of that name."""
+    if not isinstance(gan, Gan) or gan.name != name:
+        given = f"a {gan.name!r} GAN" if isinstance(gan, Gan) else f"a {type(gan).__name__}"
+        raise ValueError(f"got {given}, expected a {name!r} GAN: that of load_checkpoint(...) is its .gan")
 
-    Chapter: A first GAN
-    """
+
+def images_of(batch: Batch, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a batch's images of that name, (B, *shape); ValueError if they are not there, or others."""
     given = tuple(batch[name].shape) if name in batch else None
     if not given or not given[0] or given[1:] != shape:
         raise ValueError(
@@ -60,19 +57,54 @@ def images_of(batch: Batch, name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def to_signed(images: torch.Tensor) -> torch.Tensor:
-    """Map [0, 1] to [-1, 1], the range that the networks take.
-
-    Chapter: Polarized LRP (an input of exactly 0 receives no relevance, so black must not be 0)
-    """
+    """Map [0, 1] to [-1, 1]: an input of exactly 0 receives no relevance, so black must not be 0."""
     return images * 2 - 1
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
-    """Map [-1, 1] back to [0, 1] and clip what lies outside.
-
-    Chapter: The deblender GAN
-    """
+    """Map [-1, 1] back to [0, 1] and clip what lies outside."""
     return ((images + 1) / 2).clamp(0, 1)
+
+
+def enter(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Turn floats in [0, 1] of any precision into [-1, 1] in the network's own; ValueError for all else."""
+    if not isinstance(images, torch.Tensor) or not images.is_floating_point():
+        given = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
+        raise ValueError(
+            f"images: got {given}, expected a tensor of floats in [0, 1]; from an ImageSet take .pixels, "
+            "from 8 bit x.float() / 255"
+        )
+    return to_signed(images.to(next(network.parameters()).dtype))
+
+
+def in_batches(
+    network: nn.Module, *inputs: torch.Tensor, batch: int, draw: Callable[..., torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Draw from a network: eval mode, no gradient; the result in [0, 1], float32, on the CPU.
+
+    inputs: tensors of one length, taken `batch` at a time to the network's device, floats in its precision.
+    draw: pieces of the inputs -> images in [0, 1]; without it ``to_unit(network(*pieces))``.
+    ValueError if batch is no whole number of at least 1. The network gets its mode back.
+    """
+    at_least(1, batch=batch)
+    own = next(network.parameters())
+
+    def moved(piece: torch.Tensor) -> torch.Tensor:
+        return piece.to(own) if piece.is_floating_point() else piece.to(own.device)
+
+    drawn = []
+    with evaluating(network), torch.no_grad():
+        for pieces in zip(*(tensor.split(batch) for tensor in inputs), strict=True):
+            given = [moved(piece) for piece in pieces]
+            drawn.append((draw(*given) if draw else to_unit(network(*given).float())).float().cpu())
+    return torch.cat(drawn)
+
+
+def seeded(seed: int, build: Callable[[], tuple[nn.Module, nn.Module]]) -> tuple[nn.Module, nn.Module]:
+    """Build both networks with first weights that the seed fixes; the caller's random state stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
 
 
 def from_json(kind: type, values: Mapping[str, Any]) -> Any:
@@ -93,14 +125,14 @@ def from_json(kind: type, values: Mapping[str, Any]) -> Any:
     if missing := sorted(needed - set(values)):
         raise ValueError(f"{kind.__name__} needs {', '.join(missing)}; given are {sorted(values)}")
     hints = get_type_hints(kind)
-    return kind(**{name: _from_json(hints[name], value) for name, value in values.items()})
+    return kind(**{name: _typed(hints[name], value) for name, value in values.items()})
 
 
-def _from_json(hint: Any, value: Any) -> Any:
+def _typed(hint: Any, value: Any) -> Any:
     if isinstance(value, Mapping):
         nested = [each for each in (hint, *get_args(hint)) if is_dataclass(each)]
         return from_json(nested[0], value) if nested else value
     if isinstance(value, list | tuple):
-        inner = [each for each in get_args(hint) if each is not Ellipsis]
-        return tuple(_from_json(inner[min(i, len(inner) - 1)] if inner else Any, v) for i, v in enumerate(value))
+        inner = [each for each in get_args(hint) if each is not Ellipsis] or [Any]
+        return tuple(_typed(inner[min(i, len(inner) - 1)], each) for i, each in enumerate(value))
     return value

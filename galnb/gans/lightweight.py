@@ -54,8 +54,6 @@ class LightweightConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if isinstance(self.augmentation, dict):  # read back from JSON
-            object.__setattr__(self, "augmentation", Augmentation(**self.augmentation))
         check_sizes(
             size=self.size, width=self.width, widest=self.widest, latent=self.latent,
             penalty_every=self.penalty_every,

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from galnb.files import write_atomically
-from galnb.gans import Gan
+from galnb.gans import Gan, from_json
 
 FORMAT = "galnb-1"
 SCALE = ":scale"  # after the name of a tensor in 8 bits: what each of its rows is multiplied by
@@ -174,8 +174,8 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
     module, config_class, build = GANS[header["gan"]]
     module = import_module(module)
     try:
-        config = getattr(module, config_class)(**header["config"])
-    except TypeError as error:
+        config = from_json(getattr(module, config_class), header["config"])
+    except ValueError as error:
         raise ValueError(f"{path} has a config of another galnb version ({error}); update galnb") from error
     gan = getattr(module, build)(config)
     for part, network in (("generator", gan.generator), ("discriminator", gan.discriminator)):

@@ -1,4 +1,4 @@
-"""The deblender GAN: sizes, bounds, what it learns from, what it refuses."""
+"""The deblender GAN and its U-Net: sizes, bounds, what it learns from, what it refuses."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -9,17 +9,13 @@ from torch import nn
 from torch.nn import functional
 
 from galnb.gans import to_signed
-from galnb.gans.deblender import (
-    GENERATORS,
-    BranchedGenerator,
-    DeblenderConfig,
-    Discriminator,
-    deblend,
-    deblender,
-)
+from galnb.gans.deblender import DeblenderConfig, Discriminator, _Brush, deblend, deblender
 from galnb.gans.features import feature_network
+from galnb.gans.layers import Gate, batch_dependent
 from galnb.gans.losses import log_mse, mse
+from galnb.gans.radio import RadioConfig, radio
 from galnb.training import TrainingConfig, train
+from galnb.training.checkpoints import Checkpoint
 from tests.tiny_runs import TINY, batches, images, one_thread  # noqa: F401
 
 GATED = replace(TINY, generator="gated", reconstruction="log_mse")
@@ -46,7 +42,7 @@ def test_parameters_of_the_papers_generator():
 
     assert paper(biases=True) == (794_496, 460_611)
     root, branch = paper(biases=False)
-    ours = parameters(BranchedGenerator(DeblenderConfig()))
+    ours = parameters(deblender(DeblenderConfig()).generator)
     assert ours == root + 2 * branch == 1_715_718 - 45 * 64  # 45 convolutions before a norm: 20 + 1 + 2 x 12
 
 
@@ -76,7 +72,7 @@ def test_batch_norm_merges_into_the_convolution_before_it():
     assert torch.allclose(nn.Sequential(*merged)(scaled), network(scaled), atol=1e-5)  # float32
 
 
-@pytest.mark.parametrize("name", sorted(GENERATORS))
+@pytest.mark.parametrize("name", ["branched", "gated", "unet"])
 @pytest.mark.parametrize(("count", "channels"), [(2, 3), (3, 1)])
 def test_generators_keep_the_size_and_its_range(name, count, channels):
     gan = deblender(replace(TINY, generator=name, count=count, channels=channels))
@@ -95,6 +91,46 @@ def test_branches_share_the_root_and_differ():
     wanted = torch.stack([branch(root) for branch in generator.branches], 1)
     assert torch.allclose(generator(blended), wanted, atol=1e-6)
     assert not torch.allclose(wanted[:, 0], wanted[:, 1], atol=1e-2)
+
+
+def test_gated_output_is_never_brighter_than_the_blend(generator):
+    gan = deblender(GATED)
+    with torch.no_grad():
+        for weight in gan.generator.parameters():
+            weight.normal_(0, 3, generator=generator)  # whatever it learns
+    blended = torch.rand(4, 3, 16, 16, generator=generator)
+    drawn = deblend(gan, blended)
+    assert (drawn <= blended[:, None] + 1e-6).all() and drawn.min() >= 0  # (x + 1) - 1 rounds in float32
+    assert (drawn > 0.5 * blended[:, None]).any()
+
+
+def test_headroom_allows_exactly_so_much_more():
+    blended, open_gate = (
+        to_signed(torch.tensor([0.0, 0.3, 1.0]).view(3, 1, 1, 1)),
+        torch.full((3, 2, 1, 1), 40.0),
+    )
+    for headroom in (0.0, 0.25):
+        light = (Gate(headroom)(blended, open_gate) + 1) / 2
+        assert torch.allclose(light, (blended[:, None] + 1) / 2 + headroom, atol=1e-6)
+    assert Gate(0.25)(blended, -open_gate).max() == -1
+
+
+def test_gate_keeps_galaxies_and_colours_apart():
+    """Of N x C logits per pixel, the first C are galaxy 0's."""
+    logits = torch.full((1, 6, 1, 1), -40.0)
+    logits[0, 4] = 40.0  # galaxy 1, green
+    light = Gate(0.0)(torch.ones(1, 3, 1, 1), logits)
+    assert ((light[0, :, :, 0, 0] + 1) / 2).tolist() == [[0, 0, 0], [0, 1, 0]]
+
+
+def test_brush_and_gate_differ_in_what_they_may_draw():
+    blended, logits = torch.full((1, 3, 4, 4), -0.8), torch.full((1, 6, 4, 4), 9.0)
+    assert torch.allclose(Gate(0.0)(blended, logits), blended[:, None].expand(1, 2, 3, 4, 4), atol=1e-3)
+    assert torch.allclose(_Brush()(blended, logits), torch.ones(1, 2, 3, 4, 4), atol=1e-3)
+    gated, free = (deblender(replace(GATED, generator=name)).generator for name in ("gated", "unet"))
+    assert all(
+        torch.equal(mine, other) for mine, other in zip(gated.parameters(), free.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(("model", "reconstruction"), [(TINY, mse), (GATED, log_mse)])
@@ -175,12 +211,78 @@ def test_eight_symmetries_make_the_answer_turn_with_the_blend():
     assert not torch.allclose(deblend(gan, blended.flip(-1)), deblend(gan, blended).flip(-1), atol=1e-3)
 
 
+def test_a_judge_with_group_norm_sees_each_image_alone():
+    """With batch norm in training an image's logit depends on the others; with group norm it never does."""
+    seen = to_signed(images(6))
+    for norm, alike in (("group", True), ("none", True), ("batch", False)):
+        judge = Discriminator(replace(TINY, discriminator_norm=norm)).train()
+        with torch.no_grad():
+            together = judge(seen)
+            for others in ([0, 1], [0, 4, 5], [0, 0, 0, 0]) + ([0],) * alike:
+                assert torch.allclose(judge(seen[others])[0], together[0], atol=1e-5) == alike
+        assert bool(batch_dependent(judge)) != alike
+
+
+@pytest.mark.parametrize(("kernel", "alike"), [(3, False), (4, True)])
+def test_kernels_of_four_meet_the_padding_at_all_sides_alike(kernel, alike):
+    """Ones through kernels of ones: what a layer gives is how many pixels of the frame it saw."""
+    config = replace(TINY, size=32, discriminator_kernel=kernel)
+    strided = [layer for layer in Discriminator(config) if getattr(layer, "stride", 1) == (2, 2)]
+    assert len(strided) == 4
+    for level, layer in enumerate(strided):
+        nn.init.ones_(layer.weight)
+        with torch.no_grad():
+            found = (
+                layer(torch.ones(1, layer.in_channels, 32 >> level, 32 >> level))[0, 0] / layer.in_channels
+            )
+        assert found.shape == (16 >> level, 16 >> level)
+        lost = kernel**2 - found
+        top, bottom, left, right = lost[0].sum(), lost[-1].sum(), lost[:, 0].sum(), lost[:, -1].sum()
+        assert top == left > 0
+        assert (top == bottom and left == right) == alike
+        assert torch.equal(found, found.flip(0)) == torch.equal(found, found.flip(1)) == alike
+
+
+def test_the_papers_judge_is_the_default():
+    plain = replace(TINY, discriminator_norm="batch", discriminator_kernel=3)
+    assert plain == TINY and [
+        layer.kernel_size for layer in Discriminator(TINY) if hasattr(layer, "stride")
+    ] == (8 * [(3, 3)])
+    four = Discriminator(replace(TINY, discriminator_norm="group", discriminator_kernel=4))
+    assert four(to_signed(images(3))).shape == (3, 1)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_floats_of_any_length_are_deblended(kind):
+    gan, blended = deblender(GATED), images(2).to(kind)
+    drawn = deblend(gan, blended)
+    assert drawn.dtype == torch.float32 and torch.equal(drawn, deblend(gan, blended.float()))
+    for network in (gan.generator, gan.discriminator):
+        network.double()
+    assert (
+        deblend(gan, blended).dtype == torch.float32
+    )  # and a network of another precision is asked in its own
+    assert gan.prepare(blended).dtype == torch.float64
+    batch = {name: values.to(kind) for name, values in batches()(0).items()}
+    assert gan.generator_loss(gan, batch, None)["total"].isfinite()
+    assert gan.discriminator_loss(gan, batch, None)["total"].isfinite()
+
+
+def test_deblend_refuses_what_is_no_deblender():
+    for given, message in (
+        (Checkpoint(deblender(TINY), {}, 0, {}), "Checkpoint"),
+        (radio(RadioConfig(16, 4)), "radio"),
+    ):
+        with pytest.raises(ValueError, match=f"{message}.*expected a 'deblender' GAN"):
+            deblend(given, images(1))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"count": 3}, "count is 3, but this deblender was built for 2"),
-        ({"symmetries": 4}, "symmetries is 4; expected 1 or 8"),
-        ({"batch": 0}, "batch is 0"),
+        ({"symmetries": 4}, "symmetries 4 is unknown; known are 1, 8"),
+        ({"batch": 0}, "batch=0: expected a whole number of at least 1"),
         ({"blended": torch.rand(1, 1, 16, 16)}, "blended has 1 channels; this deblender takes 3"),
         (
             {"blended": torch.rand(1, 3, 18, 16)},
@@ -198,17 +300,24 @@ def test_deblend_refuses(options, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"generator": "cnn"}, r"generator 'cnn' is unknown; known are \['branched', 'gated', 'unet'\]"),
+        ({"generator": "cnn"}, "generator 'cnn' is unknown; known are branched, gated, unet"),
         ({"reconstruction": "ssim"}, "reconstruction 'ssim' is unknown"),
         ({"size": 50}, "size is 50; expected a multiple of 16"),
         (
             {"generator": "gated", "size": 80, "widths": (8,) * 5, "blocks": (1,) * 5},
-            "5 widths need a multiple of 32",
+            "size is 80; expected a multiple of 32",
         ),
-        ({"count": 1}, "a blend has at least 2 galaxies"),
+        ({"count": 1}, "count=1: expected a whole number of at least 2"),
         ({"blocks": (1, 1)}, "one entry per resolution"),
-        ({"width": 0}, "width is 0; expected at least 1"),
-        ({"headroom": -0.1}, "headroom is -0.1"),
+        ({"width": 0}, "width=0: expected a whole number of at least 1"),
+        ({"headroom": -0.1}, "headroom=-0.1: expected a finite number of at least 0"),
+        ({"widths": (), "blocks": ()}, "one entry per resolution"),
+        ({"widths": (8, 0), "blocks": (1, 1)}, "widths=0: expected"),
+        (
+            {"discriminator_norm": "layer"},
+            "discriminator_norm 'layer' is unknown; known are batch, group, none",
+        ),
+        ({"discriminator_kernel": 5}, "discriminator_kernel 5 is unknown; known are 3, 4"),
     ],
 )
 def test_config_refuses(fields, message):
