@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from galnb import plots
-from galnb.training import History
+from galnb.images import ImageSet
+
+SET = ImageSet(torch.rand(2, 3, 8, 8), source="a", names=("a", "b"))
 
 
 @pytest.fixture(autouse=True)
@@ -46,18 +48,16 @@ def test_everything_is_drawn_into_the_given_axes_and_no_figure_is_opened(image, 
     axes = plt.subplots(1, 2)[1]
     other = plt.figure()  # the current one, which must stay empty
     footprint = image[:1] > 0.5
-    history = History([0, 1], {"total": [1.0, 0.5]})
     for draw in (
         lambda ax: plots.show_image(image, ax=ax),
         lambda ax: plots.relevance_map(relevance, ax=ax, bar=False),
         lambda ax: plots.overlay(image, relevance, ax=ax),
         lambda ax: plots.footprint_outline(footprint, ax=ax, label="real"),
-        lambda ax: plots.loss_curves(history, ax=ax),
+        lambda ax: plots.loss_curves([0, 1], {"total": [1.0, 0.5]}, ax=ax),
         lambda ax: plots.histograms({"a": image}, ax=ax),
         lambda ax: plots.score_against(torch.arange(9.0), torch.arange(9.0), bins=3, ax=ax),
     ):
         assert draw(axes[0]) is axes[0]
-    assert plots.polarized_maps(relevance.abs(), relevance.abs(), axes=axes) is axes
     assert not other.axes and len(plt.get_fignums()) == 2
 
 
@@ -104,19 +104,20 @@ def test_relevance_scale_is_common_and_ignores_rare_peaks():
     assert plots.relevance_scale(lone) == 5  # the quantile is 0, a colour range cannot be
 
 
-def test_polarized_maps_share_the_scale_and_tell_the_masses(relevance):
-    positive, negative = relevance.clamp(min=0), 0.1 * -relevance.clamp(max=0)
-    first, second = plots.polarized_maps(positive, negative)
-    assert first.images[0].get_clim() == second.images[0].get_clim()
-    assert f"{positive.sum():.3g}" in first.get_title() and f"{negative.sum():.3g}" in second.get_title()
-    assert second.images[0].get_array().max() <= 0
-
-
-def test_overlay_is_clear_where_nothing_is_relevant(image):
-    relevance = torch.zeros(1, 12, 16)
-    relevance[0, 3, 4] = 2.0
-    alpha = plots.overlay(image, relevance).images[1].get_alpha()
-    assert alpha[3, 4] == 1 and alpha.sum() == 1
+@pytest.mark.parametrize("inches", [4, 0.7], ids=["enlarged", "smaller than the picture"])
+def test_overlay_shows_the_image_where_nothing_is_relevant(inches):
+    """A map of zeros but for two squares over a bright picture of 400 px, by the pixels of the canvas."""
+    image, relevance = torch.full((3, 400, 400), 0.8), torch.zeros(3, 400, 400)
+    relevance[0, :100, :100], relevance[0, -100:, :100] = 2.0, -0.5
+    figure = plt.figure(figsize=(inches, inches), dpi=100)
+    plots.overlay(image, relevance, ax=figure.add_axes((0, 0, 1, 1)), scale=2.0)
+    figure.canvas.draw()
+    drawn = np.asarray(figure.canvas.buffer_rgba())[..., :3] / 255
+    side = len(drawn)
+    assert np.allclose(drawn[side // 2, side // 2], 0.8, atol=0.01), "the image, not an opaque map of zeros"
+    assert np.allclose(drawn[side // 8, side // 8], plt.get_cmap("RdBu_r")(1.0)[:3], atol=0.01)
+    half = 0.5 * np.array(plt.get_cmap("RdBu_r")(0.375)[:3]) + 0.5 * 0.8  # opacity sqrt(0.5 / 2)
+    assert np.allclose(drawn[-side // 8, side // 8], half, atol=0.01)
 
 
 def test_footprint_outline_follows_the_pixel_edges():
@@ -128,12 +129,32 @@ def test_footprint_outline_follows_the_pixel_edges():
 
 
 def test_loss_curves_draw_steps_and_running_mean():
-    history = History([10, 20, 30], {"b": [1.0, 2.0, 6.0], "a": [3.0, float("nan"), 1.0]})
-    ax = plots.loss_curves(history)
+    steps, losses = [10, 20, 30], {"b": [1.0, 2.0, 6.0], "a": [3.0, float("nan"), 1.0]}
+    ax = plots.loss_curves(steps, losses)
     assert [line.get_label() for line in ax.lines] == ["a", "b"]
     assert ax.lines[1].get_xdata().tolist() == [10, 20, 30]
-    mean = plots.loss_curves(history, names=["b"], window=3, ax=plt.figure().gca()).lines[1]
+    mean = plots.loss_curves(steps, losses, names=["b"], window=3, ax=plt.figure().gca()).lines[1]
     assert (mean.get_xdata(), mean.get_ydata()) == (pytest.approx([30]), pytest.approx([3]))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_every_floating_type_is_drawn_alike(image, relevance, kind):
+    """Values that all types hold exactly: quarters."""
+    image, relevance = (image * 4).round() / 4, (relevance * 4).round() / 4
+    for draw in (plots.show_image, plots.relevance_map, lambda i, **where: plots.overlay(i, i, **where)):
+        for given in (image, relevance) if draw is plots.relevance_map else (image,):
+            one, other = (
+                draw(x, ax=plt.figure().gca()).images[0].get_array() for x in (given, given.to(kind))
+            )
+            assert np.array_equal(one, other)
+    assert plots.relevance_scale(relevance) == plots.relevance_scale(relevance.to(kind))
+    counts = [
+        plots.histograms({"a": x}, ax=plt.figure().gca()).patches[0].get_xy() for x in (image, image.to(kind))
+    ]
+    assert np.allclose(*counts)
+    x = torch.arange(9.0)
+    lines = [plots.score_against(y, y, bins=3, ax=plt.figure().gca()).lines[0] for y in (x, x.to(kind))]
+    assert np.array_equal(lines[0].get_ydata(), lines[1].get_ydata())
 
 
 def test_histograms_have_area_one_and_common_bins(image):
@@ -165,16 +186,25 @@ def test_score_against_draws_the_percentiles_of_each_bin():
         (lambda: plots.image_grid([]), "rows"),
         (lambda: plots.image_grid([[None], [None, None]]), "rows"),
         (lambda: plots.image_grid([[None]], row_labels=["a", "b"]), "2 row labels for 1"),
-        (lambda: plots.loss_curves(History([0], {"a": [1.0]}), names=["b"]), "knows \\['a'\\]"),
-        (lambda: plots.loss_curves(History()), "no losses"),
+        (lambda: plots.show_image(SET), "got ImageSet"),
+        (lambda: plots.image_grid([SET]), "one image in each place"),
+        (lambda: plots.histograms({"a": SET}), "a is ImageSet"),
+        (lambda: plots.show_image(torch.zeros(3, 8, 8, dtype=torch.uint8)), "from 8 bit"),
+        (lambda: plots.show_image(torch.full((1, 4, 4), float("nan"))), "nan_to_num"),
+        (lambda: plots.loss_curves([0], {"a": [1.0]}, names=["b"]), "known are \\['a'\\]"),
+        (lambda: plots.loss_curves([], {}), "no losses"),
+        (lambda: plots.loss_curves([0, 1], {"a": [1.0]}), "2 steps"),
+        (lambda: plots.loss_curves([0], {"a": [1.0]}, window=0), "window=0"),
+        (lambda: plots.relevance_scale(), "no map"),
         (lambda: plots.relevance_map(torch.rand(8, 8)), "one image"),
         (lambda: plots.relevance_map(torch.full((1, 4, 4), float("nan"))), "finite"),
         (lambda: plots.relevance_map(torch.rand(1, 4, 4), scale=0), "scale is 0"),
-        (lambda: plots.polarized_maps(torch.rand(1, 4, 4), -torch.rand(1, 4, 4)), ">= 0"),
-        (lambda: plots.polarized_maps(torch.rand(1, 4, 4), torch.rand(1, 5, 4)), "one shape"),
+        (lambda: plots.overlay(torch.rand(3, 4, 4), torch.rand(1, 4, 4), scale=float("nan")), "scale is nan"),
+        (lambda: plots.overlay(torch.rand(3, 4, 4), torch.rand(1, 8, 8)), "one size"),
         (lambda: plots.footprint_outline(torch.ones(3, 4, 4)), "one image"),
         (lambda: plots.histograms({}), "at least one"),
         (lambda: plots.histograms({"a": torch.empty(0)}), "at least one"),
+        (lambda: plots.histograms({"a": torch.tensor([float("nan")])}), "a holds NaN"),
         (lambda: plots.score_against(torch.rand(3), torch.rand(4)), "equal length"),
         (lambda: plots.score_against(torch.rand(3), torch.rand(3), bins=[5, 6]), "no x between"),
     ],
