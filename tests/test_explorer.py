@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from galnb import explorer, images
-from galnb.frames import to_png
+from galnb.pages import to_png
 from galnb.gans import deblender
 
 KEEP = {"rule": "max", "fill": "zeros"}

@@ -1,4 +1,4 @@
-"""Tests of the zoom view and of Deep Zoom tiles."""
+"""Tests of galnb/pages.py: the slider and the zoom view, complete without scripts and alive with them."""
 
 import base64
 import contextlib
@@ -12,14 +12,62 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from PIL import Image
 
-from galnb import deepzoom
+from galnb import pages
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
 FLAGS += "--disable-component-update --disable-sync"
 ALT = "A field of coloured stripes, one pixel wide"
+
+
+# ---- slider
+
+
+FRAMES, LABELS, ALTS = (
+    [b"one", b"two"],
+    ["early", "final"],
+    ['The "early" stage', "The final </script> stage"],
+)
+
+
+def slider():
+    return pages.frame_slider(FRAMES, labels=LABELS, alts=ALTS, name="stages", title="stage")
+
+
+def test_first_picture_stands_still_without_scripts():
+    body = BeautifulSoup(slider(), "html.parser")
+    (image,) = body.find_all("img")
+    assert base64.b64decode(image["src"].partition(",")[2]) == b"one" and image["alt"] == ALTS[0]
+    assert body.find("figcaption").has_attr("hidden"), "a control that does nothing must not be shown"
+
+
+def test_slider_has_a_label_and_one_step_per_picture():
+    body = BeautifulSoup(slider(), "html.parser")
+    control = body.find("label").find("input", type="range")
+    assert (control["min"], control["max"], control["step"]) == ("0", "1", "1")
+
+
+def test_script_holds_every_picture_with_its_text():
+    (script,) = BeautifulSoup(slider(), "html.parser").find_all("script")
+    rows = json.loads(re.search(r"const frames = (\[.*?\]), figure", script.string).group(1))
+    assert [row["label"] for row in rows] == LABELS and [row["alt"] for row in rows] == ALTS
+    assert [base64.b64decode(row["src"].partition(",")[2]) for row in rows] == FRAMES
+    assert not re.search(r"https?://", slider())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"frames": []}, {"labels": ["one"]}, {"alts": []}, {"name": "two words"}], ids=str
+)
+def test_a_slider_of_what_does_not_match_is_refused(wrong):
+    given = {"frames": FRAMES, "labels": LABELS, "alts": ALTS, "name": "stages", "title": "stage"} | wrong
+    with pytest.raises(ValueError, match="expected at least one frame"):
+        pages.frame_slider(given.pop("frames"), **given)
+
+
+# ---- zoom view
 
 
 @pytest.fixture
@@ -39,7 +87,7 @@ def decode(source):
 
 
 def test_full_size_tiles_are_the_picture(field):
-    page = deepzoom.zoom_view(field, name="field", alt=ALT, tile=256, quality=95)
+    page = pages.zoom_view(field, name="field", alt=ALT, tile=256, quality=95)
     levels = levels_of(page)["levels"]
     assert [(one["width"], one["height"]) for one in levels] == [(275, 175), (550, 350), (1100, 700)]
     rows = [np.concatenate([decode(source) for source in row], 1) for row in levels[-1]["rows"]]
@@ -51,82 +99,41 @@ def test_full_size_tiles_are_the_picture(field):
 
 
 def test_marks_and_text_are_escaped(field):
-    page = deepzoom.zoom_view(field, name="f", alt='</script>"x"', marks={"found": np.ones((2, 3))})
+    page = pages.zoom_view(field, name="f", alt='</script>"x"', marks={"found": np.ones((2, 3))})
     assert levels_of(page)["marks"][0]["circles"] == [[1, 1, 1], [1, 1, 1]]
     assert page.count("</script>") == 1 and "&quot;x&quot;" in page
-    assert 'alt="see @DATA@"' in deepzoom.zoom_view(field, name="f", alt="see @DATA@")
+    assert 'alt="see @DATA@"' in pages.zoom_view(field, name="f", alt="see @DATA@")
 
 
-def test_deep_zoom_files_follow_the_standard(field, tmp_path):
-    path = deepzoom.write_deep_zoom(tmp_path / "field.dzi", field, tile=256)
-    assert 'TileSize="256"' in path.read_text() and 'Width="1100" Height="700"' in path.read_text()
-    folders = sorted(int(folder.name) for folder in (tmp_path / "field_files").iterdir())
-    assert folders == list(range(12)), "1 px to 2^11 >= 1100 px"
-    assert Image.open(tmp_path / "field_files/0/0_0.jpg").size == (1, 1)
-    assert len(list((tmp_path / "field_files/11").iterdir())) == 5 * 3
-    assert Image.open(tmp_path / "field_files/11/4_2.jpg").size == (1100 - 4 * 256, 700 - 2 * 256)
-    deepzoom.write_deep_zoom(path, field[:, :100, :100])  # a second time, smaller
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["field.dzi", "field_files"]
-    assert len(list((tmp_path / "field_files").iterdir())) == 8
-
-
-def files_below(folder):
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return {name: (folder / name).read_bytes() for name in names}
-
-
-def test_what_is_no_tile_is_never_deleted(field, tmp_path):
-    for name in ("page_files/photo.png", "album_files/1/photo.jpg", "plain_files", "whole.dzi/notes.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("mine")
-        before = files_below(tmp_path)
-        with pytest.raises(ValueError, match=r"is not a folder of tiles; move it|expected a file"):
-            deepzoom.write_deep_zoom(tmp_path / f"{re.split('[._]', name)[0]}.dzi", field)
-        assert files_below(tmp_path) == before
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "link_files").symlink_to(tmp_path / "empty")
-    with pytest.raises(ValueError, match="link_files is not a folder of tiles"):
-        deepzoom.write_deep_zoom(tmp_path / "link.dzi", field)
-
-
-@pytest.mark.parametrize("failing", ["g.dzi", "g_files", "old.dzi", "old"])
-def test_a_failed_rewrite_leaves_the_old_picture(field, tmp_path, monkeypatch, failing):
-    deepzoom.write_deep_zoom(tmp_path / "g.dzi", field[:, :100, :100])
-    before, replace, failed = files_below(tmp_path), os.replace, []
-
-    def full(source, target):
-        if Path(target).name == failing and not failed:
-            failed.append(target)
-            raise OSError("No space left on device")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
-        deepzoom.write_deep_zoom(tmp_path / "g.dzi", field)
-    assert files_below(tmp_path) == before and len(list(tmp_path.iterdir())) == 2
-
-
-def test_bad_input(field, tmp_path):
-    for wrong in ({"name": "a b"}, {"alt": " "}, {"marks": {"odd": np.zeros((1, 3))}}):
+def test_a_view_of_what_does_not_fit_is_refused(field):
+    for wrong in ({"name": "a b"}, {"alt": " "}):
         with pytest.raises(ValueError, match="expected letters"):
-            deepzoom.zoom_view(field, **{"name": "a", "alt": ALT, **wrong})
+            pages.zoom_view(field, **{"name": "a", "alt": ALT, **wrong})
     for image in (field[:1], field[None], torch.zeros(3, 0, 5)):
         with pytest.raises(ValueError, match="one image"):
-            deepzoom.zoom_view(image, name="a", alt=ALT)
+            pages.zoom_view(image, name="a", alt=ALT)
     for image, message in (
         (field * np.nan, "NaN"),
+        (field + np.inf, "inf"),
         ((255 * field).byte(), "uint8"),
         (field - 1, "from -1 to"),
     ):
         with pytest.raises(ValueError, match=message):
-            deepzoom.zoom_view(image, name="a", alt=ALT)
+            pages.zoom_view(image, name="a", alt=ALT)
     for circles in (np.zeros((2, 2)), np.zeros(3), np.full((1, 3), np.nan)):
         with pytest.raises(ValueError, match=r"'found' are .*; expected finite \(K, 3\)"):
-            deepzoom.zoom_view(field, name="a", alt=ALT, marks={"found": circles})
-    with pytest.raises(ValueError, match="quality 0"):
-        deepzoom.zoom_view(field, name="a", alt=ALT, quality=0)
-    with pytest.raises(ValueError, match=r"\.dzi"):
-        deepzoom.write_deep_zoom(tmp_path / "field.xml", field)
+            pages.zoom_view(field, name="a", alt=ALT, marks={"found": circles})
+    wrong = {"quality": 0, "tile": 8, "marks": {"odd": np.zeros((1, 3))}}
+    for given, message in zip(wrong.items(), ("quality=0", "tile=8", "known are found, missed"), strict=True):
+        with pytest.raises(ValueError, match=message):
+            pages.zoom_view(field, name="a", alt=ALT, **dict([given]))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_every_floating_type_gives_the_same_view(field, kind):
+    halves = (field * 4).round() / 4  # all types hold quarters exactly
+    views = [pages.zoom_view(x, name="a", alt=ALT) for x in (halves, halves.to(kind))]
+    assert views[0] == views[1]
 
 
 @contextlib.contextmanager
@@ -153,7 +160,7 @@ def opened(address):
 def page(field, tmp_path):
     """The view alone in a page."""
     marks = {"found": np.array([[300, 300, 20.0]])}
-    view = deepzoom.zoom_view(field, name="field", alt=ALT, marks=marks, tile=256)
+    view = pages.zoom_view(field, name="field", alt=ALT, marks=marks, tile=256)
     text = f'<!doctype html><body style="width:600px">{view}<p style="height:2000px">'
     (tmp_path / "page.html").write_text(text)
     with opened((tmp_path / "page.html").as_uri()) as shown:
