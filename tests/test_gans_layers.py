@@ -13,6 +13,7 @@ from galnb.gans.layers import (
     Multiply,
     ResidualBlock,
     Smear,
+    batch_dependent,
     evaluating,
     gaussian_kernel,
 )
@@ -124,10 +125,10 @@ def test_smear_keeps_the_light_and_the_background(generator):
 @pytest.mark.parametrize(
     ("sigma", "size", "message"),
     [
-        (-0.1, 3, "sigma is -0.1"),
-        (float("nan"), 3, "sigma is nan"),
-        (1.0, 4, "size is 4"),
-        (1.0, -1, "size is -1"),
+        (-0.1, 3, "sigma=-0.1"),
+        (float("nan"), 3, "sigma=nan"),
+        (1.0, 4, "size=4"),
+        (1.0, -1, "size=-1"),
     ],
 )
 def test_impossible_kernels_are_refused(sigma, size, message):
@@ -143,3 +144,17 @@ def test_evaluating_gives_each_module_its_own_mode_back():
         assert not any(module.training for module in model.modules())
         raise KeyError
     assert [module.training for module in model.modules()] == before == [True, True, True, False, True]
+
+
+def test_batch_dependent_names_every_batch_norm_and_no_other_norm():
+    network = nn.ModuleDict({
+        "one": nn.BatchNorm1d(2), "two": nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2, affine=False)),
+        "three": nn.BatchNorm3d(2), "lazy": nn.LazyBatchNorm2d(), "many": nn.SyncBatchNorm(2),
+        "own": nn.BatchNorm2d(2, track_running_stats=False), "fixed": nn.BatchNorm2d(2).eval(),
+        "instance": nn.InstanceNorm2d(2, track_running_stats=True), "group": nn.GroupNorm(1, 2),
+        "layer": nn.LayerNorm(2), "dropout": nn.Dropout(),
+    })  # fmt: skip
+    assert batch_dependent(network) == ["one", "two.1", "three", "lazy", "many", "own", "fixed"]
+    assert batch_dependent(network["one"]) == ["BatchNorm1d"]
+    assert batch_dependent(ResidualBlock(4)) == ["body.1", "body.4"]
+    assert batch_dependent(ResidualBlock(4, norm="group")) == []

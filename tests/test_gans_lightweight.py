@@ -218,7 +218,8 @@ def test_a_generator_can_be_explained_too(generator):
         ({"widest": 7}, "widest is 7; expected an even"),
         ({"latent": 0}, "latent=0: expected a whole number of at least 1"),
         ({"penalty_every": 0}, "penalty_every=0"),
-        ({"penalty": -1.0}, "penalty is -1.0"),
+        ({"penalty": -1.0}, "penalty=-1.0: expected a finite number"),
+        ({"augmentation": {"hue": 0.5}}, "expected an Augmentation"),
     ],
 )
 def test_sizes_that_make_no_network_are_refused(options, message):
@@ -228,7 +229,7 @@ def test_sizes_that_make_no_network_are_refused(options, message):
 
 def test_generate_refuses_what_does_not_fit(generator):
     gan = lightweight(TINY)
-    with pytest.raises(ValueError, match="this is a 'radio' GAN; generate needs a Lightweight GAN"):
+    with pytest.raises(ValueError, match="got a 'radio' GAN, expected a 'lightweight' GAN"):
         generate(replace(gan, name="radio"), 1, generator=generator)
     for sizes in WRONG_SIZES:
         with pytest.raises(ValueError, match=f"{next(iter(sizes))}.*expected .*whole number"):
@@ -239,6 +240,9 @@ def test_generate_refuses_what_does_not_fit(generator):
     for latent in (torch.full((2, 8), torch.nan), torch.zeros(2, 8).long()):
         with pytest.raises(ValueError, match="expected finite floats"):
             generate(gan, 2, generator=generator, latent=latent)
+    for wrong in (0, None):
+        with pytest.raises(ValueError, match=f"generator is {wrong}; expected a torch.Generator"):
+            generate(gan, 2, generator=wrong)
     vectors = torch.ones(2, 8)
     one, same = (
         generate(gan, 2, generator=torch.Generator().manual_seed(1), latent=v)

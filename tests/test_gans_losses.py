@@ -44,9 +44,9 @@ def test_generator_loss_does_not_saturate():
 def test_mse_averages_each_image_and_then_all(pair):
     a, b = pair
     wanted = ((a.double() - b.double()).numpy() ** 2).mean((2, 3, 4))
-    assert losses.per_image_mse(a, b).numpy() == pytest.approx(wanted, rel=1e-5)
+    assert losses._per_image_mse(a, b).numpy() == pytest.approx(wanted, rel=1e-5)
     assert losses.mse(a, b).item() == pytest.approx(wanted.mean(), rel=1e-5)
-    assert losses.per_image_mse(a.bfloat16(), b).dtype == torch.float32
+    assert losses._per_image_mse(a.bfloat16(), b).dtype == torch.float32
 
 
 def test_log_mse_is_minus_a_tenth_of_the_psnr(pair):
@@ -131,20 +131,20 @@ def test_gradient_penalty_refuses_sets_of_different_size(generator):
 def test_the_two_generator_losses_share_a_goal_and_not_a_slope():
     """Slopes in the logit s by hand: -sigmoid(s) for minimax, -(1 - sigmoid(s)) for the other."""
     for logit, minimax, other in ((-28.872, -2.891e-13, -1.0), (0.0, -0.5, -0.5), (4.0, -0.98201, -0.01799)):
-        for loss, slope in ((losses.generator_minimax, minimax), (losses.generator_bce, other)):
+        for loss, slope in ((losses._generator_minimax, minimax), (losses.generator_bce, other)):
             s = torch.tensor([[logit]], dtype=torch.float64, requires_grad=True)
             loss(s).backward()
             assert s.grad.item() == pytest.approx(slope, rel=1e-3)
     zero = torch.zeros(3, 1)
     assert losses.generator_bce(zero).item() == pytest.approx(math.log(2))
-    assert losses.generator_minimax(zero).item() == pytest.approx(-math.log(2))
+    assert losses._generator_minimax(zero).item() == pytest.approx(-math.log(2))
 
 
 def test_minimax_is_what_the_discriminator_pays_with_the_other_sign(generator):
     real, fake = 3 * torch.randn(2, 7, 1, generator=generator)
     paid = losses.discriminator_bce(real, fake) - losses.generator_bce(real)
-    assert losses.generator_minimax(fake).item() == pytest.approx(-paid.item(), rel=1e-5)
-    assert losses.generator_minimax(torch.tensor([[500.0]])).item() == -500  # no overflow
+    assert losses._generator_minimax(fake).item() == pytest.approx(-paid.item(), rel=1e-5)
+    assert losses._generator_minimax(torch.tensor([[500.0]])).item() == -500  # no overflow
     assert set(losses.GENERATOR_LOSSES) == {"minimax", "non_saturating"}
 
 

@@ -123,14 +123,44 @@ def test_generate_leaves_the_mode_alone(generator):
     assert generate(gan, torch.arange(0), generator=generator).shape == (0, 1, 16, 16)
 
 
+def test_the_size_of_a_pass_changes_no_galaxy():
+    gan, labels = radio(TINY), torch.arange(300) % 4
+    one, same = (generate(gan, labels, generator=torch.Generator().manual_seed(1), batch=b) for b in (256, 7))
+    assert one.device.type == "cpu" and torch.allclose(one, same, atol=1e-6)
+
+
+def test_whole_numbers_of_any_length_are_classes(generator):
+    gan, labels = radio(TINY), torch.arange(4)
+    wanted = generate(gan, labels, generator=torch.Generator().manual_seed(1))
+    for kind in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(generate(gan, labels.to(kind), generator=torch.Generator().manual_seed(1)), wanted)
+    for wrong, message in (([0, 1], r"labels \[0, 1\]"), (labels == 0, "bool")):
+        with pytest.raises(ValueError, match=message):
+            generate(gan, wrong, generator=generator)
+    with pytest.raises(ValueError, match="generator is 0; expected a torch"):
+        generate(gan, labels, generator=0)
+    with pytest.raises(ValueError, match="batch=0: expected a whole number of at least 1"):
+        generate(gan, labels, generator=generator, batch=0)
+    with pytest.raises(ValueError, match="expected a 'radio' GAN"):
+        generate(None, labels, generator=generator)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16])
+def test_floats_of_any_length_are_learned_from(kind, generator):
+    gan = radio(TINY)
+    batch = {"images": torch.rand(4, 1, 16, 16, generator=generator).to(kind), "labels": torch.arange(4)}
+    for loss in (gan.generator_loss, gan.discriminator_loss):
+        assert loss(gan, batch, generator)["total"].isfinite()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"size": 48}, "size is 48; expected 16, 32, 64"),
         ({"width": 5}, "width is 5; expected an even number"),
-        ({"classes": 0}, "classes 0"),
-        ({"sigma": -1.0}, "sigma is -1.0"),
-        ({"kernel": 4}, "size is 4; a kernel needs a central pixel"),
+        ({"classes": 0}, "classes=0: expected"),
+        ({"sigma": -1.0}, "sigma=-1.0"),
+        ({"kernel": 4}, "size=4: a kernel needs a central pixel"),
     ],
 )
 def test_impossible_sizes_are_refused(changes, message):

@@ -154,10 +154,13 @@ def test_file_alone_rebuilds_it(config, tmp_path, generator):
         ({"size": 48}, "size is 48; expected 16, 32, 64"),
         ({"size": 16.0}, "size=16.0: expected a whole number"),
         ({"latent": 2.5}, "latent=2.5: expected a whole number"),
-        ({"width": 0}, "width 0, channels 3, latent 100; expected at least 1, 1 and 0"),
+        ({"width": 0}, "width=0: expected a whole number of at least 1"),
         ({"generator_loss": "hinge"}, "'hinge' is unknown; known are .*minimax.*non_saturating"),
         ({"pixel_weight": 1.0}, "no truth to be measured against"),
-        ({"pixel_weight": -1.0, "condition": True}, "pixel_weight is -1.0; expected 0"),
+        (
+            {"pixel_weight": -1.0, "condition": True},
+            "pixel_weight=-1.0: expected a finite number of at least 0",
+        ),
     ],
 )
 def test_impossible_configs_are_refused(changes, message):
@@ -167,8 +170,16 @@ def test_impossible_configs_are_refused(changes, message):
 
 def test_calls_that_do_not_fit_are_refused(generator):
     from_noise, from_image = vanilla(TINY), vanilla(PAIRS)
-    with pytest.raises(ValueError, match="'vanilla' GAN with a condition; generate needs"):
+    with pytest.raises(ValueError, match="'vanilla' GAN has a condition, generate needs"):
         generate(from_image, 3, generator=generator)
+    with pytest.raises(ValueError, match="generator is 0; expected a torch"):
+        generate(from_noise, 3, generator=0)
+    for call in (
+        lambda gan: generate(gan, 3, generator=generator),
+        lambda gan: complete(gan, torch.rand(2, 3, 16, 16)),
+    ):
+        with pytest.raises(ValueError, match="got a Module, expected a 'vanilla' GAN"):
+            call(nn.Module())
     for sizes in WRONG_SIZES:
         with pytest.raises(ValueError, match=f"{next(iter(sizes))}.*expected a whole number of at least 1"):
             generate(from_noise, **{"count": 2, **sizes}, generator=generator)
@@ -191,10 +202,13 @@ def test_calls_that_do_not_fit_are_refused(generator):
         from_image.generator_loss(from_image, uneven, generator)
 
 
-@pytest.mark.parametrize("kind", [torch.float64, torch.float16])
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
 def test_floats_of_any_length_are_completed(kind):
     gan, given = vanilla(PAIRS), torch.linspace(0, 1, 2 * 3 * 256).reshape(2, 3, 16, 16).to(kind)
     assert torch.equal(complete(gan, given), complete(gan, given.float()))
+    noise = torch.Generator().manual_seed(0)
+    for loss in (gan.generator_loss, gan.discriminator_loss):  # and learned from
+        assert loss(gan, {"images": given, "condition": given}, noise)["total"].isfinite()
 
 
 def test_energy_distance_of_the_study_is_that_of_its_definition(generator):

@@ -1,35 +1,26 @@
-"""Augmentation that gradients pass through: the discriminator sees true and drawn images changed alike."""
+"""Augmentation that gradients pass through: the discriminator sees true and drawn images changed alike.
+
+Chapter 13, New galaxies.
+"""
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch.nn import functional
 
-from galnb.images.imageset import check_generator
+from galnb.checks import check_generator
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Say how images are changed before the discriminator sees them.
 
-    Parameters
-    ----------
-    hue : float
-        Probability that the hue of an image is rotated by a random angle.
-    translation : float
-        Largest shift, as a share of the side.
-    cutout : float
-        Probability that a square of 2 (side // 4) + 1 px, about half the side, is blanked.
-
-    Raises
-    ------
-    ValueError
-        If a number is outside [0, 1].
-
-    Notes
-    -----
-    A change with a probability well below 1 does not leak into what the generator draws (Karras et al. 2020,
-    NeurIPS 33, 12104). Chapter: New galaxies
+    hue: probability that the hue of an image is rotated by a random angle.
+    translation: largest shift, as a share of the side.
+    cutout: probability that a square of 2 (side // 4) + 1 px, about half the side, is blanked.
+    ValueError if one is outside [0, 1]. A change with a probability well below 1 does not leak into what the
+    generator draws (Karras et al. 2020, NeurIPS 33, 12104).
     """
 
     hue: float = 0.25
@@ -37,36 +28,21 @@ class Augmentation:
     cutout: float = 0.0
 
     def __post_init__(self):
-        for name in ("hue", "translation", "cutout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1")
+        for name, value in vars(self).items():
+            if not isinstance(value, Real) or not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value!r}; expected a number from 0 to 1")
 
 
 def rotate_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Rotate the hue of each image and keep saturation and value.
+    """Rotate the hue of each image and keep saturation and value; grey stays grey. Differentiable in images.
 
-    Parameters
-    ----------
-    images : torch.Tensor, shape (B, 3, H, W)
-        RGB of any range: hue depends on differences of channels alone, so [0, 1] and [-1, 1] give the same.
-    turns : torch.Tensor, shape (B,)
-        Angle as a share of the full circle; 1/3 makes red green, whole numbers change nothing.
+    images: (B, 3, H, W), RGB of any range: hue depends on differences of channels alone, so [0, 1] and
+    [-1, 1] give the same.
+    turns: (B,), angle as a share of the full circle; 1/3 makes red green, whole numbers change nothing.
+    ValueError if images are not RGB floats, or there is not one angle per image.
 
-    Returns
-    -------
-    torch.Tensor, shape (B, 3, H, W)
-        Differentiable in `images`; grey stays grey.
-
-    Raises
-    ------
-    ValueError
-        If images are not RGB floats, or there is not one angle per image.
-
-    Notes
-    -----
     With V = max, C = max - min and the hue h in sixths of the circle, channel n = 5, 3, 1 (red, green, blue)
     is V - C max(0, min(k, 4 - k, 1)) with k = (n + h) mod 6 (HSV; Smith 1978, SIGGRAPH 12, 12).
-    Chapter: New galaxies
     """
     if images.ndim != 4 or images.shape[1] != 3 or turns.shape != (len(images),):
         raise ValueError(
@@ -89,31 +65,11 @@ def rotate_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 
 def augment(images: torch.Tensor, how: Augmentation, *, generator: torch.Generator) -> torch.Tensor:
-    """Change each image at random: hue, place, and a blanked square.
+    """Change each image at random: hue, place, and a blanked square (Zhao et al. 2020, NeurIPS 33, 7559).
 
-    Parameters
-    ----------
-    images : torch.Tensor, shape (B, C, S, S)
-        Floats in [-1, 1], where -1 is black.
-    how : Augmentation
-        What is done how often.
-    generator : torch.Generator
-        CPU generator.
-
-    Returns
-    -------
-    torch.Tensor, shape (B, C, S, S)
-        Differentiable in `images`. What moves in from outside the frame is black.
-
-    Raises
-    ------
-    ValueError
-        If images are not square or no floats, hue is asked for and they are not RGB, or `generator` is no
-        torch.Generator.
-
-    Notes
-    -----
-    Zhao et al. 2020, NeurIPS 33, 7559. Chapter: New galaxies
+    images: (B, C, S, S), floats in [-1, 1], where -1 is black, as is what moves in from outside the frame.
+    generator: on the CPU. The result is differentiable in images. ValueError if images are not square or no
+    floats, hue is asked for and they are not RGB, or the generator is none.
     """
     if images.ndim != 4 or images.shape[-2] != images.shape[-1] or not images.is_floating_point():
         raise ValueError(f"images are {tuple(images.shape)}, {images.dtype}; expected floats (B, C, S, S)")

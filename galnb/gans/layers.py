@@ -1,4 +1,7 @@
-"""Blocks that two or more GANs use. Every sum is a module, so that relevance can be shared out at it."""
+"""Blocks that two or more GANs use. Every sum is a module, so that relevance can be shared out at it.
+
+Chapters 04, The deblender GAN; 06, Polarized LRP; 11, Smearing; 13, New galaxies.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.nn import functional
+
+from galnb.checks import at_least
 
 ACTIVATIONS = {
     "prelu": lambda channels: nn.PReLU(channels),
@@ -28,34 +33,21 @@ NORMS = {
 
 
 class Add(nn.Module):
-    """Sum tensors of one shape.
-
-    A bare ``+`` would hand the full relevance to both summands; as a module it has a rule of its own.
-
-    Chapter: Polarized LRP
-    """
+    """Sum tensors of one shape; a bare ``+`` would hand the full relevance to both summands."""
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         return sum(tensors[1:], start=tensors[0])
 
 
 class Concat(nn.Module):
-    """Join tensors along the channel axis.
-
-    Chapter: Polarized LRP
-    """
+    """Join tensors along the channel axis."""
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         return torch.cat(tensors, dim=1)
 
 
 class Multiply(nn.Module):
-    """Scale a signal by a gate of the same or a smaller, broadcast shape.
-
-    As a module it has a rule: relevance stays with the signal, the gate counts as a constant.
-
-    Chapter: New galaxies
-    """
+    """Scale a signal by a gate that broadcasts to it; relevance takes the gate for a constant."""
 
     def forward(self, signal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         return signal * gate
@@ -92,18 +84,8 @@ def batch_dependent(network: nn.Module) -> list[str]:
 class ResidualBlock(nn.Module):
     """Add to the input two 3x3 convolutions of it: conv, norm, activation, conv, norm, then the sum.
 
-    Parameters
-    ----------
-    channels : int
-        Width of input and output.
-    activation : str
-        Key of `ACTIVATIONS`.
-    norm : str
-        Key of `NORMS`.
-
-    Notes
-    -----
-    There is no activation after the sum (SRGAN's block, Ledig et al. 2017). Chapter: The deblender GAN
+    There is no activation after the sum (SRGAN's block, Ledig et al. 2017).
+    channels: of input and output; activation: key of `ACTIVATIONS`; norm: key of `NORMS`.
     """
 
     def __init__(self, channels: int, *, activation: str = "prelu", norm: str = "batch"):
@@ -122,33 +104,18 @@ class ResidualBlock(nn.Module):
 
 
 def gaussian_kernel(sigma: float, size: int = 3) -> torch.Tensor:
-    """Sample a Gaussian on a square grid of pixels and bring its sum to 1.
+    """Sample a Gaussian on a grid of pixels, (size, size), and bring its sum to 1.
 
-    Parameters
-    ----------
-    sigma : float
-        Standard deviation, px; 0 gives the kernel that changes nothing.
-    size : int
-        Side, px; odd.
+    sigma: standard deviation, px; 0 gives the kernel that changes nothing. size: side, px; odd.
+    ValueError if sigma is negative or not finite, or the size is even or below 1.
 
-    Returns
-    -------
-    torch.Tensor, shape (size, size)
-
-    Raises
-    ------
-    ValueError
-        If sigma is negative or not finite, or the size is even or below 1.
-
-    Notes
-    -----
     k(x, y) is proportional to exp(-(x^2 + y^2) / (2 sigma^2)). Cut off at 3 px it becomes a box as sigma
-    grows: its centre never falls below 1/9. Chapter: Smearing
+    grows: its centre never falls below 1/9.
     """
-    if not (sigma >= 0 and sigma < float("inf")):
-        raise ValueError(f"sigma is {sigma}; expected a finite number of pixels >= 0")
-    if size < 1 or size % 2 == 0:
-        raise ValueError(f"size is {size}; a kernel needs a central pixel: give an odd size such as 3")
+    at_least(0.0, sigma=sigma)
+    at_least(1, size=size)
+    if size % 2 == 0:
+        raise ValueError(f"size={size}: a kernel needs a central pixel; give an odd size such as 3")
     offsets = torch.arange(size, dtype=torch.float64) - size // 2
     line = (offsets == 0).double() if sigma == 0 else torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = line[:, None] * line
@@ -156,20 +123,10 @@ def gaussian_kernel(sigma: float, size: int = 3) -> torch.Tensor:
 
 
 class Smear(nn.Module):
-    """Blur each channel with a fixed Gaussian.
+    """Blur each channel of (B, C, H, W) with a fixed Gaussian; light stays, unless it leaves the frame.
 
-    Parameters
-    ----------
-    sigma : float
-        As for `gaussian_kernel`, px.
-    size : int
-        Side of the kernel, px; odd.
-    background : float
-        Value beyond the frame: 0 for images in [0, 1], -1 for a network that works in [-1, 1].
-
-    Notes
-    -----
-    The kernel sums to 1, so total light stays as long as none of it leaves the frame. Chapter: Smearing
+    sigma, size: as for `gaussian_kernel`, px.
+    background: value beyond the frame: 0 for images in [0, 1], -1 for a network that works in [-1, 1].
     """
 
     def __init__(self, sigma: float, size: int = 3, *, background: float = 0.0):
@@ -179,17 +136,22 @@ class Smear(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         channels = images.shape[1]
-        weight = self.kernel.to(images.dtype).expand(channels, 1, -1, -1)
         above = images - self.background  # what the convolution pads with zeros is then background
+        weight = self.kernel.to(above.dtype).expand(channels, 1, -1, -1)
         return functional.conv2d(above, weight, padding=self.size // 2, groups=channels) + self.background
+
+
+def dcgan_weights(*networks: nn.Module) -> None:
+    """Draw the weights of every convolution from N(0, 0.02), in place (Radford et al. 2016)."""
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.normal_(module.weight, 0.0, 0.02)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold a model in eval mode for the length of a `with` block; each submodule gets its own mode back.
-
-    Chapter: Polarized LRP
-    """
+    """Hold a model in eval mode for the length of a `with` block; each submodule gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

@@ -1,51 +1,40 @@
-"""Lightweight GAN (Liu et al. 2021): skip-layer excitation and a discriminator that must also redraw."""
+"""Lightweight GAN (Liu et al. 2021): skip-layer excitation and a discriminator that must also redraw.
+
+Chapter 13, New galaxies.
+"""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from galnb.gans import Batch, Gan, Losses, images_of, to_signed, to_unit
+from galnb.checks import at_least, check_generator
+from galnb.gans import Batch, Gan, Losses, check_gan, enter, images_of, in_batches, seeded
 from galnb.gans.augmentation import Augmentation, augment
-from galnb.gans.layers import Add, Multiply, evaluating
+from galnb.gans.layers import Add, Multiply
 from galnb.gans.losses import discriminator_hinge, generator_hinge
-from galnb.images.imageset import check_sizes
 
-PUBLISHED_WIDTH = 64
-EXCITED = 16  # maps of side s are scaled by those of side s / 16
+_EXCITED = 16  # maps of side s are scaled by those of side s / 16
 
 
 @dataclass(frozen=True)
 class LightweightConfig:
     """Say how large the two networks are and how the discriminator is kept from learning by heart.
 
-    Parameters
-    ----------
-    size : int
-        Side of an image, px: 64, 128, 256, 512.
-    width : int
-        Channels at 64 px; half as many at twice the side. Published 64.
-    widest : int
-        Most channels at any side, even and at least 4; published 512.
-    latent : int
-        Length of the random vector that a galaxy is drawn from; published 256.
-    augmentation : Augmentation
-        What happens to true and drawn images alike before the discriminator sees them.
-    penalty : float
-        Weight of the squared slope of the discriminator at true images.
-    penalty_every : int
-        The slope is measured once in so many steps on average, and weighs as much more.
-    seed : int
-        Seed of the first weights.
-
-    Notes
-    -----
-    Chapter: New galaxies
+    size: side of an image, px: 64, 128, 256, 512.
+    width: channels at 64 px; half as many at twice the side. Published 64.
+    widest: most channels at any side, even and at least 4; published 512.
+    latent: length of the random vector that a galaxy is drawn from; published 256.
+    augmentation: what happens to true and drawn images alike before the discriminator sees them.
+    penalty: weight of the squared slope of the discriminator at true images.
+    penalty_every: the slope is measured once in so many steps on average, and weighs as much more.
+    seed: of the first weights.
     """
 
     size: int = 64
-    width: int = PUBLISHED_WIDTH
+    width: int = 64
     widest: int = 512
     latent: int = 256
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -54,10 +43,11 @@ class LightweightConfig:
     seed: int = 0
 
     def __post_init__(self):
-        check_sizes(
-            size=self.size, width=self.width, widest=self.widest, latent=self.latent,
-            penalty_every=self.penalty_every,
-        )  # fmt: skip
+        if not isinstance(self.augmentation, Augmentation):
+            raise ValueError(f"augmentation is {self.augmentation!r}; expected an Augmentation(hue=...)")
+        names = "size", "width", "widest", "latent", "penalty_every"
+        at_least(1, **{name: getattr(self, name) for name in names})
+        at_least(0.0, penalty=self.penalty)
         if self.size < 64 or self.size & (self.size - 1):
             raise ValueError(f"size is {self.size}; expected 64, 128, 256, ...")
         if self.widest < 4 or self.widest % 2:
@@ -67,19 +57,16 @@ class LightweightConfig:
                 f"width {self.width} leaves too few channels at {self.size} px; expected a width of "
                 f"{self.size // 32} or more"
             )
-        if not self.penalty >= 0:
-            raise ValueError(f"penalty is {self.penalty}; expected at least 0")
 
     def channels_at(self, side: int) -> int:
         """Return the number of channels at a side, px."""
         return min(self.widest, 64 * self.width // side)
 
 
-class Enlarge(nn.Module):
+class _Enlarge(nn.Module):
     """Double the side: bilinear, 3x3 convolution, a little noise of learned strength, batch norm, GLU.
 
     Bilinear: transposed convolutions can leave a chequerboard, copied pixels leave blocks.
-    Chapter: New galaxies
     """
 
     def __init__(self, before: int, after: int):
@@ -103,8 +90,6 @@ class SkipLayerExcitation(nn.Module):
     """Scale the channels of large maps by what small maps of the same image show.
 
     y = x_high * F(x_low), F = pool to 4x4, convolve to 1x1, SiLU, 1x1, sigmoid (Liu et al. 2021, Eq. 1).
-
-    Chapter: New galaxies
     """
 
     def __init__(self, low: int, high: int):
@@ -126,7 +111,7 @@ class LightweightGenerator(nn.Module):
     """Draw an image from a random vector: (B, latent), noise (B, 1, size, size) -> (B, 3, size, size).
 
     The last layer is linear: values beyond [-1, 1] are clipped when shown. Without `noise` nothing is random
-    but the vector. Chapter: New galaxies
+    but the vector.
     """
 
     def __init__(self, config: LightweightConfig):
@@ -140,13 +125,13 @@ class LightweightGenerator(nn.Module):
         )
         sides = [2**level for level in range(3, config.size.bit_length())]
         self.enlarge = nn.ModuleDict(
-            {str(side): Enlarge(config.channels_at(side // 2), config.channels_at(side)) for side in sides}
+            {str(side): _Enlarge(config.channels_at(side // 2), config.channels_at(side)) for side in sides}
         )
         self.excite = nn.ModuleDict(
             {
-                str(side): SkipLayerExcitation(config.channels_at(side // EXCITED), config.channels_at(side))
+                str(side): SkipLayerExcitation(config.channels_at(side // _EXCITED), config.channels_at(side))
                 for side in sides
-                if side // EXCITED >= 4
+                if side // _EXCITED >= 4
             }
         )
         self.last = nn.Conv2d(config.channels_at(config.size), 3, 3, 1, 1)
@@ -157,15 +142,12 @@ class LightweightGenerator(nn.Module):
             side = int(name)
             maps[side] = enlarge(maps[side // 2], noise)
             if name in self.excite:
-                maps[side] = self.excite[name](maps[side // EXCITED], maps[side])
+                maps[side] = self.excite[name](maps[side // _EXCITED], maps[side])
         return self.last(maps[side])
 
 
-class Shrink(nn.Module):
-    """Halve the side along two ways, strided convolutions and a pooled 1x1 one, and add them.
-
-    Chapter: New galaxies
-    """
+class _Shrink(nn.Module):
+    """Halve the side along two ways, strided convolutions and a pooled 1x1 one, and add them."""
 
     def __init__(self, before: int, after: int):
         super().__init__()
@@ -196,7 +178,7 @@ class LightweightDiscriminator(nn.Module):
 
     A second head sees the image at 32 px alone and judges its shape. Two decoders redraw what the maps of the
     main head hold, so that these must describe the image, not merely tell it apart. There is no batch norm in
-    the heads: each image is judged by itself. Chapter: New galaxies
+    the heads: each image is judged by itself.
     """
 
     def __init__(self, config: LightweightConfig):
@@ -204,14 +186,14 @@ class LightweightDiscriminator(nn.Module):
         first = config.channels_at(config.size)
         self.stem = nn.Sequential(nn.Conv2d(3, first, 3, 1, 1), nn.LeakyReLU(0.1))
         sides = [config.size >> level for level in range(config.size.bit_length() - 4)]
-        blocks = [Shrink(config.channels_at(side), config.channels_at(side // 2)) for side in sides]
+        blocks = [_Shrink(config.channels_at(side), config.channels_at(side // 2)) for side in sides]
         self.to_16, self.to_8 = nn.Sequential(*blocks[:-1]), blocks[-1]
         deep, middle = config.channels_at(8), config.channels_at(16)
         self.head = nn.Sequential(nn.Conv2d(deep, deep, 1), nn.LeakyReLU(0.1), nn.Conv2d(deep, 1, 4))
         self.mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         half = config.channels_at(32)
         self.shape_head = nn.Sequential(
-            nn.Conv2d(3, half, 4, 2, 1), nn.LeakyReLU(0.1), Shrink(half, middle), nn.Conv2d(middle, 1, 4)
+            nn.Conv2d(3, half, 4, 2, 1), nn.LeakyReLU(0.1), _Shrink(half, middle), nn.Conv2d(middle, 1, 4)
         )
         self.redraw_whole, self.redraw_part = _decoder(deep), _decoder(middle)
 
@@ -251,11 +233,8 @@ def _redrawing_error(
 def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
     """Hinge of both heads, redrawing of true images, and now and then the slope at them."""
     how = gan.config.augmentation
-    real = augment(
-        gan.prepare(images_of(batch, "images", (3, gan.config.size, gan.config.size))),
-        how,
-        generator=generator,
-    )
+    images = images_of(batch, "images", (3, gan.config.size, gan.config.size))
+    real = augment(gan.prepare(images), how, generator=generator)
     with torch.no_grad():
         fake = augment(_draw(gan, len(real), generator, real.device), how, generator=generator)
     steep = (
@@ -290,26 +269,13 @@ def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losse
 
 
 def lightweight(config: LightweightConfig) -> Gan:
-    """Build a Lightweight GAN with fresh weights.
+    """Build a Lightweight GAN with fresh weights; its batches hold "images" (B, 3, size, size) in [0, 1].
 
-    Parameters
-    ----------
-    config : LightweightConfig
-        Sizes and augmentation; the seed in it fixes the first weights.
-
-    Returns
-    -------
-    Gan
-        Batches hold ``"images"`` (B, 3, size, size) in [0, 1].
-
-    Notes
-    -----
     L_D = hinge of two heads + MSE of two redrawn images + penalty E |grad D(x)|^2, L_G = - E D(G) of two
     heads (Liu et al. 2021, ICLR; slope at true images after Mescheder et al. 2018, ICML 80, 3481).
-    Chapter: New galaxies
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+
+    def build() -> tuple[nn.Module, nn.Module]:
         generator, discriminator = LightweightGenerator(config), LightweightDiscriminator(config)
         for module in [*generator.modules(), *discriminator.modules()]:
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -318,52 +284,28 @@ def lightweight(config: LightweightConfig) -> Gan:
                     nn.init.zeros_(module.bias)
         for enlarge in generator.enlarge.values():
             nn.init.zeros_(enlarge.noise.weight)
-    return Gan(
-        "lightweight", config, generator, discriminator, to_signed, _generator_loss, _discriminator_loss
-    )
+        return generator, discriminator
+
+    networks = seeded(config.seed, build)
+    losses = _generator_loss, _discriminator_loss
+    return Gan("lightweight", config, *networks, partial(enter, networks[0]), *losses)
 
 
 def generate(
     gan: Gan, count: int, *, generator: torch.Generator, latent: torch.Tensor | None = None, batch: int = 64
 ) -> torch.Tensor:
-    """Draw new galaxies.
+    """Draw `count` new galaxies: (count, 3, size, size) in [0, 1], on the CPU.
 
-    Parameters
-    ----------
-    gan : Gan
-        A Lightweight GAN.
-    count : int
-        How many.
-    generator : torch.Generator
-        CPU generator of the random vectors and of the fine noise.
-    latent : torch.Tensor, shape (count, latent), optional
-        Finite vectors to draw from in place of random ones; the fine noise then is one pattern for all, so
-        that a walk from vector to vector changes the galaxy and nothing else.
-    batch : int
-        Galaxies per pass, for bounded memory.
-
-    Returns
-    -------
-    torch.Tensor, shape (count, 3, size, size)
-        In [0, 1], on the CPU.
-
-    Raises
-    ------
-    ValueError
-        If the GAN is no Lightweight GAN, or the count, the vectors or the batch do not fit.
-
-    Notes
-    -----
-    Chapter: New galaxies
+    generator: CPU generator of the random vectors and of the fine noise.
+    latent: (count, latent), finite vectors to draw from in place of random ones; the fine noise then is one
+    pattern for all, so that a walk from vector to vector changes the galaxy and nothing else.
+    batch: galaxies per pass. ValueError if the GAN, the count, the generator, the vectors or the batch do not
+    fit.
     """
-    if gan.name != "lightweight":
-        raise ValueError(
-            f"this is a {gan.name!r} GAN; generate needs a Lightweight GAN such as lightweight-64"
-        )
+    check_gan(gan, "lightweight")
+    at_least(1, count=count)
+    check_generator(generator)
     config, given = gan.config, latent is not None
-    check_sizes(count=count, batch=batch)
-    if count is None or batch is None:
-        raise ValueError(f"count {count}, batch {batch}: expected whole numbers of at least 1")
     latent = latent if given else torch.randn(count, config.latent, generator=generator)
     if not isinstance(latent, torch.Tensor) or latent.shape != (count, config.latent):
         shape = tuple(getattr(latent, "shape", ()))
@@ -373,8 +315,4 @@ def generate(
     if not latent.is_floating_point() or not latent.isfinite().all():
         raise ValueError(f"latent of {latent.dtype}: expected finite floats")
     noise = torch.randn(1 if given else count, 1, config.size, config.size, generator=generator)
-    latent = latent.to(noise.dtype)
-    device = next(gan.generator.parameters()).device
-    parts = zip(latent.split(batch), noise.expand(count, -1, -1, -1).split(batch), strict=True)
-    with evaluating(gan.generator), torch.no_grad():
-        return torch.cat([to_unit(gan.generator(a.to(device), b.to(device))).cpu() for a, b in parts])
+    return in_batches(gan.generator, latent, noise.expand(count, -1, -1, -1), batch=batch)

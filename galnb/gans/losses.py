@@ -1,4 +1,8 @@
-"""Losses: what the generator and the discriminator are asked to make small, each with its equation."""
+"""Losses: what the generator and the discriminator are asked to make small, each with its equation.
+
+Logits and scores are (B, 1) outputs of the discriminator before a sigmoid, high for real; every loss is a
+scalar. Chapters 03, A first GAN; 04, The deblender GAN; 10, A GAN for radio galaxies; 13, New galaxies.
+"""
 
 from collections.abc import Callable
 from itertools import permutations
@@ -6,23 +10,13 @@ from itertools import permutations
 import torch
 from torch.nn import functional
 
+from galnb.checks import check_generator
+
 
 def discriminator_bce(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-    """Ask for 1 on real images and 0 on generated ones.
+    """Ask for 1 on real images and 0 on generated ones; 2 ln 2 = 1.386 where the discriminator is at a loss.
 
-    Parameters
-    ----------
-    real_logits, fake_logits : torch.Tensor, shape (B, 1)
-        Outputs of the discriminator before the sigmoid.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar, 2 ln 2 = 1.386 when the discriminator is at a loss.
-
-    Notes
-    -----
-    BCE(D(x), 1) + BCE(D(G), 0), the minimax loss of Goodfellow et al. 2014. Chapter: The deblender GAN
+    BCE(D(x), 1) + BCE(D(G), 0), the minimax loss of Goodfellow et al. 2014.
     """
     return functional.binary_cross_entropy_with_logits(
         real_logits, torch.ones_like(real_logits)
@@ -30,76 +24,38 @@ def discriminator_bce(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> t
 
 
 def generator_bce(fake_logits: torch.Tensor) -> torch.Tensor:
-    """Ask for 1 on generated images: the non-saturating generator loss BCE(D(G), 1).
-
-    Chapter: The deblender GAN
-    """
+    """Ask for 1 on generated images: the non-saturating generator loss BCE(D(G), 1)."""
     return functional.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
 
 
-def generator_minimax(fake_logits: torch.Tensor) -> torch.Tensor:
+def _generator_minimax(fake_logits: torch.Tensor) -> torch.Tensor:
     """Ask that the discriminator be wrong about generated images: the generator's side of the minimax game.
 
-    Notes
-    -----
     E ln(1 - D(G)) <= 0, -ln 2 where D is at a loss (Goodfellow et al. 2014, Eq. 1). Its slope in the logit is
-    -D(G): next to nothing while the generator loses. Chapter: A first GAN
+    -D(G): next to nothing while the generator loses.
     """
     return -functional.softplus(fake_logits).mean()
 
 
-GENERATOR_LOSSES = {"non_saturating": generator_bce, "minimax": generator_minimax}
+GENERATOR_LOSSES = {"non_saturating": generator_bce, "minimax": _generator_minimax}
 
 
 def discriminator_hinge(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Tensor:
     """Ask for scores above 1 on real images and below -1 on generated ones; what is beyond counts no more.
 
-    Parameters
-    ----------
-    real_scores, fake_scores : torch.Tensor
-        Scores of any shape; **high means real**, as everywhere in this book.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar >= 0; 2 when the discriminator answers 0 to everything.
-
-    Notes
-    -----
-    E max(0, 1 - D(x)) + E max(0, 1 + D(G)) (Lim & Ye 2017). The package ``lightweight-gan`` has the opposite
-    sign, where low means real. Chapter: New galaxies
+    E max(0, 1 - D(x)) + E max(0, 1 + D(G)) >= 0, for scores of any shape; 2 when the discriminator answers 0
+    to everything (Lim & Ye 2017). In the package ``lightweight-gan`` low means real: the opposite sign.
     """
     return functional.relu(1 - real_scores).mean() + functional.relu(1 + fake_scores).mean()
 
 
 def generator_hinge(fake_scores: torch.Tensor) -> torch.Tensor:
-    """Ask for high scores on generated images: - E D(G).
-
-    Chapter: New galaxies
-    """
+    """Ask for high scores on generated images: - E D(G)."""
     return -fake_scores.mean()
 
 
-def per_image_mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Average squared differences over one image.
-
-    Parameters
-    ----------
-    predicted, truth : torch.Tensor, shape (B, N, C, H, W)
-
-    Returns
-    -------
-    torch.Tensor, shape (B, N)
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ.
-
-    Notes
-    -----
-    Chapter: The deblender GAN
-    """
+def _per_image_mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Average squared differences over one image: twice (B, N, C, H, W) -> (B, N)."""
     if predicted.shape != truth.shape:
         raise ValueError(
             f"predicted {tuple(predicted.shape)} and truth {tuple(truth.shape)} must have one shape"
@@ -108,78 +64,44 @@ def per_image_mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Average squared differences over everything, as in Reiman & Göhre 2019.
-
-    Chapter: The deblender GAN
-    """
-    return per_image_mse(predicted, truth).mean()
+    """Average squared differences over everything, as in Reiman & Göhre 2019; ValueError if shapes differ."""
+    return _per_image_mse(predicted, truth).mean()
 
 
 def log_mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Average log10 of the per-image MSE: minus a tenth of the mean PSNR, up to a constant.
 
     `mse` is ruled by the few worst images; here every image counts alike, as it does in a mean of decibels.
-
-    Notes
-    -----
     For images in [-1, 1], log_mse = log10(4) - PSNR / 10, with the PSNR of the same images in [0, 1]; the
-    1e-7 inside keeps a perfect image finite.
-
-    Chapter: The deblender GAN
+    1e-7 inside keeps a perfect image finite. ValueError if shapes differ.
     """
-    return (per_image_mse(predicted, truth) + 1e-7).log10().mean()
+    return (_per_image_mse(predicted, truth) + 1e-7).log10().mean()
 
 
 RECONSTRUCTIONS = {"mse": mse, "log_mse": log_mse}
 
 
 def match_galaxies(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Order the true galaxies as the generator drew them.
+    """Order the true galaxies (B, N, C, H, W) as the generator drew them.
 
     Galaxy 0 is the unperturbed central one and stays. The others carry no order of their own when there are
     two or more, so per blend the order with the smallest squared error is taken.
-
-    Parameters
-    ----------
-    predicted, truth : torch.Tensor, shape (B, N, C, H, W)
-
-    Returns
-    -------
-    torch.Tensor, shape (B, N, C, H, W)
-        `truth` with galaxies 1..N-1 rearranged.
-
-    Notes
-    -----
-    Chapter: The deblender GAN
     """
     count = truth.shape[1]
     if count < 3:
         return truth
     orders = torch.tensor([(0, *order) for order in permutations(range(1, count))], device=truth.device)
     with torch.no_grad():
-        errors = torch.stack([per_image_mse(predicted, truth[:, order]).sum(1) for order in orders])
+        errors = torch.stack([_per_image_mse(predicted, truth[:, order]).sum(1) for order in orders])
     best = orders[errors.argmin(0)]  # (B, N)
     return truth[torch.arange(len(truth), device=truth.device)[:, None], best]
 
 
 def feature_loss(predicted: torch.Tensor, truth: torch.Tensor, features: torch.nn.Module) -> torch.Tensor:
-    """Compare images by what a fixed network sees in them.
+    """Compare images (B, N, C, H, W) in [0, 1] by what a fixed network phi sees in them.
 
-    Parameters
-    ----------
-    predicted, truth : torch.Tensor, shape (B, N, C, H, W)
-        Images in [0, 1].
-    features : torch.nn.Module
-        Network from `galnb.gans.features`, (B, C, H, W) in [0, 1] -> any tensor.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar: the burn-in loss, sum over branches of MSE(phi(x), phi(y)).
-
-    Notes
-    -----
-    Reiman & Göhre 2019 use VGG19, block5_conv4. Chapter: The deblender GAN
+    features: network from `galnb.gans.features`, (B, C, H, W) in [0, 1] -> any tensor.
+    The burn-in loss, sum over branches of MSE(phi(x), phi(y)); Reiman & Göhre 2019 use VGG19, block5_conv4.
     """
     count = predicted.shape[1]
     return count * functional.mse_loss(features(predicted.flatten(0, 1)), features(truth.flatten(0, 1)))
@@ -194,32 +116,15 @@ def gradient_penalty(
 ) -> torch.Tensor:
     """Measure how far the slope of the critic is from 1 between real and generated images.
 
-    Parameters
-    ----------
-    critic : callable
-        Images (B, C, H, W) -> scores (B, 1). Labels, if any, are bound to it: the slope is that of the image.
-    real, fake : torch.Tensor, shape (B, C, H, W)
-        A point is drawn on the line between each pair.
-    generator : torch.Generator
-        CPU generator of the points.
+    critic: images (B, C, H, W) -> scores (B, 1); labels are bound to it: the slope is that of the image.
+    real, fake: (B, C, H, W); a point is drawn on the line between each pair. generator: on the CPU.
+    Differentiable in the weights of the critic. ValueError if the shapes differ.
 
-    Returns
-    -------
-    torch.Tensor
-        Scalar >= 0, differentiable in the weights of the critic.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ.
-
-    Notes
-    -----
     E (|grad D(t x + (1 - t) G)|_2 - 1)^2 with t uniform in [0, 1] (Gulrajani et al. 2017, Eq. 3).
-    Chapter: A GAN for radio galaxies
     """
     if real.shape != fake.shape:
         raise ValueError(f"real {tuple(real.shape)} and fake {tuple(fake.shape)} must have one shape")
+    check_generator(generator)
     share = torch.rand(len(real), *[1] * (real.ndim - 1), generator=generator).to(real)
     mixed = torch.lerp(fake.detach(), real.detach(), share).requires_grad_()
     (slope,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)

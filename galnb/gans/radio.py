@@ -1,48 +1,39 @@
-"""Class-conditional Wasserstein GAN for radio galaxies (Rustige et al. 2023), and two classifiers."""
+"""Class-conditional Wasserstein GAN for radio galaxies (Rustige et al. 2023).
+
+Chapter 10, A GAN for radio galaxies.
+"""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-from galnb.gans import Batch, Gan, Losses, to_signed, to_unit
-from galnb.gans.layers import Concat, Smear, evaluating
+from galnb.checks import at_least, check_generator
+from galnb.gans import Batch, Gan, Losses, check_gan, enter, in_batches, seeded
+from galnb.gans.layers import Concat, Smear, dcgan_weights, evaluating
 from galnb.gans.losses import gradient_penalty
 from galnb.images import RADIO_CLASSES
 
-PUBLISHED_WIDTH = 64
+_PIECE = 256  # random vectors are drawn so many at a time, whatever fits into one pass of the network
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
 class RadioConfig:
     """Say how large the two networks are and where the light is smeared.
 
-    Parameters
-    ----------
-    size : int
-        Side of an image, px: 16 times a power of two; published 128, for laptops 64.
-    width : int
-        Channels of the layer before the last; published 64.
-    latent : int
-        Length of the random vector that a galaxy is drawn from.
-    classes : int
-        Number of classes.
-    sigma : float
-        Width of a Gaussian layer before the clamp, px; 0 for none.
-    kernel : int
-        Side of that Gaussian, px.
-    penalty : float
-        Weight of the gradient penalty.
-    seed : int
-        Seed of the first weights.
-
-    Notes
-    -----
-    Chapter: A GAN for radio galaxies
+    size: side of an image, px: 16 times a power of two; published 128, for laptops 64.
+    width: channels of the layer before the last; published 64.
+    latent: length of the random vector that a galaxy is drawn from.
+    classes: number of classes.
+    sigma: width of a Gaussian layer before the clamp, px; 0 for none. kernel: side of that Gaussian, px.
+    penalty: weight of the gradient penalty.
+    seed: of the first weights.
     """
 
     size: int = 64
-    width: int = PUBLISHED_WIDTH
+    width: int = 64
     latent: int = 100
     classes: int = len(RADIO_CLASSES)
     sigma: float = 0.0
@@ -51,15 +42,12 @@ class RadioConfig:
     seed: int = 0
 
     def __post_init__(self):
+        at_least(1, size=self.size, width=self.width, latent=self.latent, classes=self.classes)
+        at_least(0.0, penalty=self.penalty)
         if self.size < 16 or self.size & (self.size - 1):
             raise ValueError(f"size is {self.size}; expected 16, 32, 64, 128, ...")
         if self.width < 2 or self.width % 2:
             raise ValueError(f"width is {self.width}; expected an even number of at least 2")
-        if min(self.latent, self.classes) < 1 or not self.penalty >= 0:
-            raise ValueError(
-                f"latent {self.latent}, classes {self.classes}, penalty {self.penalty}: "
-                "expected at least 1, 1 and 0"
-            )
         Smear(self.sigma, self.kernel)  # refuses what makes no kernel
 
 
@@ -69,8 +57,6 @@ class RadioGenerator(nn.Module):
     The last step is a hard clamp to [-1, 1], no tanh: pixels pushed below black are black exactly, as in the
     noise-cut images of FIRST. A smearing layer stands before it, where light beyond white still exists. With
     the published sizes it has 12.0 million weights.
-
-    Chapter: A GAN for radio galaxies
     """
 
     def __init__(self, config: RadioConfig):
@@ -99,8 +85,6 @@ class Critic(nn.Module):
 
     Layer norm over height and width in place of batch norm: the gradient penalty needs each image's own
     gradient. With the published sizes it has 11.2 million weights.
-
-    Chapter: A GAN for radio galaxies
     """
 
     def __init__(self, config: RadioConfig):
@@ -134,9 +118,12 @@ def _up(before: int, after: int, *, stride: int = 2) -> nn.Sequential:
     )
 
 
+def _noise(gan: Gan, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(len(labels), gan.config.latent, generator=generator)
+
+
 def _draw(gan: Gan, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    noise = torch.randn(len(labels), gan.config.latent, generator=generator)
-    return gan.generator(noise.to(labels.device), labels)
+    return gan.generator(_noise(gan, labels, generator).to(labels.device), labels)
 
 
 def _critic_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
@@ -161,66 +148,35 @@ def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losse
 def radio(config: RadioConfig) -> Gan:
     """Build a radio-galaxy GAN with fresh weights.
 
-    Parameters
-    ----------
-    config : RadioConfig
-        Sizes and smearing; the seed in it fixes the first weights.
+    Its batches hold "images" (B, 1, size, size) in [0, 1] and "labels" (B,) int64.
 
-    Returns
-    -------
-    Gan
-        Batches hold ``"images"`` (B, 1, size, size) in [0, 1] and ``"labels"`` (B,) int64.
-
-    Notes
-    -----
     L_D = E D(G) - E D(x) + 10 E(|grad D(mix)| - 1)^2, L_G = -E D(G) (Gulrajani et al. 2017; Rustige et al.
-    2023, RASTI 2, 264). Chapter: A GAN for radio galaxies
+    2023, RASTI 2, 264).
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        generator, critic = RadioGenerator(config), Critic(config)
-        for module in [*generator.modules(), *critic.modules()]:
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                nn.init.normal_(module.weight, 0.0, 0.02)
-    return Gan("radio", config, generator, critic, to_signed, _generator_loss, _critic_loss)
+
+    def build() -> tuple[nn.Module, nn.Module]:
+        networks = RadioGenerator(config), Critic(config)
+        dcgan_weights(*networks)
+        return networks
+
+    networks = seeded(config.seed, build)
+    return Gan("radio", config, *networks, partial(enter, networks[0]), _generator_loss, _critic_loss)
 
 
 def generate(gan: Gan, labels: torch.Tensor, *, generator: torch.Generator, batch: int = 256) -> torch.Tensor:
-    """Draw one galaxy per label.
+    """Draw one galaxy per label: (B, 1, size, size) in [0, 1], on the CPU.
 
-    Parameters
-    ----------
-    gan : Gan
-        A radio-galaxy GAN.
-    labels : torch.Tensor, shape (B,)
-        Whole numbers, positions in `galnb.images.RADIO_CLASSES`.
-    generator : torch.Generator
-        CPU generator of the random vectors.
-    batch : int
-        Galaxies per pass, for bounded memory.
-
-    Returns
-    -------
-    torch.Tensor, shape (B, 1, size, size)
-        In [0, 1], on the device of the generator network.
-
-    Raises
-    ------
-    ValueError
-        If the GAN draws no radio galaxies, or labels are not whole numbers of known classes.
-
-    Notes
-    -----
-    Chapter: A GAN for radio galaxies
+    labels: (B,), whole numbers, positions in `galnb.images.RADIO_CLASSES`.
+    generator: CPU generator of the random vectors; batch: galaxies per pass, which changes no galaxy.
+    ValueError if the GAN draws no radio galaxies, labels are not whole numbers of known classes, or the
+    generator or the batch do not fit.
     """
-    if gan.name != "radio":
-        raise ValueError(f"this is a {gan.name!r} GAN; generate needs a radio GAN such as radio-plain")
+    check_gan(gan, "radio")
+    check_generator(generator)
     known = range(gan.config.classes)
-    if labels.ndim != 1 or labels.is_floating_point() or not set(labels.unique().tolist()) <= set(known):
-        raise ValueError(
-            f"labels {tuple(labels.shape)} {labels.dtype}: expected shape (B,) of whole numbers in {known}"
-        )
-    device = next(gan.generator.parameters()).device
-    with evaluating(gan.generator), torch.inference_mode():
-        drawn = [to_unit(_draw(gan, part.to(device), generator)) for part in labels.split(batch)]
-    return torch.cat(drawn).clone() if drawn else torch.empty(0, 1, gan.config.size, gan.config.size)
+    fits = isinstance(labels, torch.Tensor) and labels.ndim == 1 and labels.dtype in _WHOLE
+    if not fits or not set(labels.unique().tolist()) <= set(known):
+        given = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, torch.Tensor) else repr(labels)
+        raise ValueError(f"labels {given}: expected shape (B,) of whole numbers in {known}")
+    noise = torch.cat([_noise(gan, part, generator) for part in labels.split(_PIECE)])
+    return in_batches(gan.generator, noise, labels.long(), batch=batch)

@@ -1,42 +1,33 @@
-"""The first GAN: binary cross-entropy and networks of DCGAN make, from noise or from a given image."""
+"""The first GAN: binary cross-entropy and networks of DCGAN make, from noise or from a given image.
+
+Chapter 03, A first GAN.
+"""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-from galnb.gans import Batch, Gan, Losses, images_of, to_signed, to_unit
-from galnb.gans.layers import Concat, evaluating
+from galnb.checks import at_least, check_generator, one_of
+from galnb.gans import Batch, Gan, Losses, check_gan, enter, images_of, in_batches, seeded
+from galnb.gans.layers import Concat, dcgan_weights
 from galnb.gans.losses import GENERATOR_LOSSES, discriminator_bce
-from galnb.images.imageset import check_images, check_sizes
+from galnb.images import check_images
 
 
 @dataclass(frozen=True)
 class VanillaConfig:
     """Say how large the two networks are, what the generator starts from and what it is asked for.
 
-    Parameters
-    ----------
-    size : int
-        Side of an image, px: 16, 32, 64, ...
-    width : int
-        Channels at half the side, doubled whenever the side is halved; published 128 (64 px).
-    latent : int
-        Length of the random vector that an image is drawn from; 0 for noise in the shape of an image.
-    channels : int
-        Colours of an image.
-    condition : bool
-        Start from a given image, ``"condition"`` in the batch; the discriminator sees it too.
-    generator_loss : str
-        Key of `galnb.gans.losses.GENERATOR_LOSSES`.
-    pixel_weight : float
-        Weight of the mean absolute error against ``"images"``, with a condition only.
-    seed : int
-        Seed of the first weights.
-
-    Notes
-    -----
-    Chapter: A first GAN
+    size: side of an image, px: 16, 32, 64, ...
+    width: channels at half the side, doubled whenever the side is halved; published 128 (64 px).
+    latent: length of the random vector that an image is drawn from; 0 for noise in the shape of an image.
+    channels: colours of an image.
+    condition: start from a given image, "condition" in the batch; the discriminator sees it too.
+    generator_loss: key of `galnb.gans.losses.GENERATOR_LOSSES`.
+    pixel_weight: weight of the mean absolute error against "images", with a condition only.
+    seed: of the first weights.
     """
 
     size: int = 32
@@ -49,16 +40,13 @@ class VanillaConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if min(self.width, self.channels) < 1 or self.latent < 0:
-            given = f"width {self.width}, channels {self.channels}, latent {self.latent}"
-            raise ValueError(f"{given}; expected at least 1, 1 and 0")
-        check_sizes(size=self.size, width=self.width, channels=self.channels, latent=self.latent or None)
+        at_least(1, size=self.size, width=self.width, channels=self.channels)
+        at_least(0, latent=self.latent)
+        at_least(0.0, pixel_weight=self.pixel_weight)
+        one_of("generator_loss", self.generator_loss, sorted(GENERATOR_LOSSES))
         if self.size < 16 or self.size & (self.size - 1):
             raise ValueError(f"size is {self.size}; expected 16, 32, 64, ...")
-        if self.generator_loss not in GENERATOR_LOSSES:
-            known = sorted(GENERATOR_LOSSES)
-            raise ValueError(f"generator_loss {self.generator_loss!r} is unknown; known are {known}")
-        if not self.pixel_weight >= 0 or (self.pixel_weight and not self.condition):
+        if self.pixel_weight and not self.condition:
             raise ValueError(
                 f"pixel_weight is {self.pixel_weight}; expected 0, or more with condition=True: what is "
                 "drawn from noise has no truth to be measured against"
@@ -70,11 +58,11 @@ class VanillaConfig:
         return [self.width << level for level in range((self.size // 4).bit_length() - 1)]
 
 
-class ImageGenerator(nn.Module):
+class _ImageGenerator(nn.Module):
     """Turn an image, or noise of its shape, into an image: (B, C, size, size) -> the same in [-1, 1].
 
     Down to 4 x 4 px and up again. At every side the maps of the way down are laid beside those of the way up,
-    so that places are not forgotten (Isola et al. 2017). Chapter: A first GAN
+    so that places are not forgotten (Isola et al. 2017).
     """
 
     def __init__(self, config: VanillaConfig):
@@ -175,112 +163,54 @@ def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losse
 def vanilla(config: VanillaConfig) -> Gan:
     """Build a first GAN with fresh weights.
 
-    Parameters
-    ----------
-    config : VanillaConfig
-        Sizes and losses; the seed in it fixes the first weights.
+    Its batches hold "images" (B, C, size, size) in [0, 1], with a condition also "condition".
 
-    Returns
-    -------
-    Gan
-        Batches hold ``"images"`` (B, C, size, size) in [0, 1], with a condition also ``"condition"``.
-
-    Notes
-    -----
-    L_D = BCE(D(x), 1) + BCE(D(G), 0); L_G = BCE(D(G), 1), or E ln(1 - D(G)) for ``"minimax"`` (Goodfellow et
-    al. 2014, Eq. 1). Layers and first weights after Radford et al. 2016. Chapter: A first GAN
+    L_D = BCE(D(x), 1) + BCE(D(G), 0); L_G = BCE(D(G), 1), or E ln(1 - D(G)) for "minimax" (Goodfellow et al.
+    2014, Eq. 1). Layers and first weights after Radford et al. 2016.
     """
     from_image = config.condition or not config.latent
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        generator = ImageGenerator(config) if from_image else _vector_generator(config)
+
+    def build() -> tuple[nn.Module, nn.Module]:
+        generator = _ImageGenerator(config) if from_image else _vector_generator(config)
         discriminator = _discriminator(config)
-        for module in [*generator.modules(), *discriminator.modules()]:
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                nn.init.normal_(module.weight, 0.0, 0.02)
-    return Gan("vanilla", config, generator, discriminator, to_signed, _generator_loss, _discriminator_loss)
+        dcgan_weights(generator, discriminator)
+        return generator, discriminator
+
+    networks = seeded(config.seed, build)
+    return Gan(
+        "vanilla", config, *networks, partial(enter, networks[0]), _generator_loss, _discriminator_loss
+    )
 
 
 def generate(gan: Gan, count: int, *, generator: torch.Generator, batch: int = 256) -> torch.Tensor:
-    """Draw new images from noise.
+    """Draw `count` new images from noise: (count, C, size, size) in [0, 1], on the CPU.
 
-    Parameters
-    ----------
-    gan : Gan
-        A first GAN without a condition.
-    count : int
-        How many.
-    generator : torch.Generator
-        CPU generator of the noise.
-    batch : int
-        Images per pass, for bounded memory.
-
-    Returns
-    -------
-    torch.Tensor, shape (count, C, size, size)
-        In [0, 1], on the CPU.
-
-    Raises
-    ------
-    ValueError
-        If the GAN is another one or needs a condition, or the count or the batch is no whole number
-        of at least 1.
-
-    Notes
-    -----
-    Chapter: A first GAN
+    gan: without a condition; generator: CPU generator of the noise; batch: images per pass.
+    ValueError if the GAN, the count, the generator or the batch do not fit.
     """
-    if gan.name != "vanilla" or gan.config.condition:
+    check_gan(gan, "vanilla")
+    if gan.config.condition:
         raise ValueError(
-            f"this is a {gan.name!r} GAN{' with a condition' * (gan.name == 'vanilla')}; generate needs a "
-            "vanilla one that starts from noise. With a condition: complete(gan, images)"
+            "this 'vanilla' GAN has a condition, generate needs one that starts from noise; "
+            "with a condition: complete(gan, images)"
         )
-    if count is None:
-        raise ValueError("count is None; expected a whole number of at least 1")
-    check_sizes(count=count)
-    return _run(gan, _noise(gan.config, count, generator), batch)
+    at_least(1, count=count)
+    check_generator(generator)
+    return in_batches(gan.generator, _noise(gan.config, count, generator), batch=batch)
 
 
 def complete(gan: Gan, images: torch.Tensor, *, batch: int = 256) -> torch.Tensor:
-    """Draw what belongs to given images, such as whole galaxies to segmented ones.
+    """Draw what belongs to given images, such as whole galaxies to segmented ones, on the CPU.
 
-    Parameters
-    ----------
-    gan : Gan
-        A first GAN with a condition.
-    images : torch.Tensor, shape (B, C, size, size)
-        In [0, 1].
-    batch : int
-        Images per pass, for bounded memory.
-
-    Returns
-    -------
-    torch.Tensor, shape (B, C, size, size)
-        In [0, 1], on the CPU.
-
-    Raises
-    ------
-    ValueError
-        If the GAN is another one or starts from noise, or the images or the batch do not fit.
-
-    Notes
-    -----
-    Chapter: A first GAN
+    gan: with a condition; images: (B, C, size, size) in [0, 1], as is the result; batch: images per pass.
+    ValueError if the GAN starts from noise or is another one, or the images or the batch do not fit.
     """
-    if gan.name != "vanilla" or not gan.config.condition:
+    check_gan(gan, "vanilla")
+    if not gan.config.condition:
         raise ValueError(
-            f"this {gan.name!r} GAN does not start from an image; complete needs a vanilla one trained with "
-            "condition=True"
+            "this 'vanilla' GAN does not start from an image; complete needs one trained with condition=True"
         )
     check_images(images)
     wanted = (gan.config.channels, gan.config.size, gan.config.size)
-    if tuple(images.shape[1:]) != wanted:
-        raise ValueError(f"images are {tuple(images.shape)}; expected (B, {', '.join(map(str, wanted))})")
-    return _run(gan, gan.prepare(images.to(next(gan.generator.parameters()).dtype)), batch)
-
-
-def _run(gan: Gan, inputs: torch.Tensor, batch: int) -> torch.Tensor:
-    check_sizes(batch=batch)
-    device = next(gan.generator.parameters()).device
-    with evaluating(gan.generator), torch.no_grad():
-        return torch.cat([to_unit(gan.generator(part.to(device))).cpu() for part in inputs.split(batch)])
+    images_of({"images": images}, "images", wanted)
+    return in_batches(gan.generator, gan.prepare(images), batch=batch)
