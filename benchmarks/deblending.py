@@ -12,10 +12,10 @@ from functools import partial
 
 import torch
 
-from galnb import evaluation
+from galnb import evaluation, training
 from galnb.evaluation import classical
 from galnb.gans import deblender
-from galnb.training import checkpoints, presets
+from galnb.training import experiments
 
 BATCH = 256
 NAME = "deblender-bounded"
@@ -60,9 +60,9 @@ def _tools():
 
 def _gan():
     try:
-        gan = checkpoints.load_checkpoint(checkpoints.shipped(NAME)).gan
+        gan = training.load_checkpoint(NAME).gan
     except ValueError:
-        gan = deblender.deblender(presets.experiment(NAME, "laptop").model)
+        gan = deblender.deblender(experiments.experiment(NAME, "laptop").model)
     gan.generator.to(memory_format=torch.channels_last)
     return gan
 

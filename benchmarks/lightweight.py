@@ -27,14 +27,14 @@ from benchmarks import seconds_of_pair
 from galnb import training
 from galnb.gans.lightweight import LightweightConfig, lightweight
 from galnb.images import hubble_deep_field
-from galnb.training import presets, steps
+from galnb.training import experiments, steps
 
 SIZE, BATCH = 64, 8
 CYCLE = 4  # steps; one of them has the penalty
 ROUNDS = 5
 OURS = {
     "ours, published width": LightweightConfig(size=SIZE),
-    "ours, as shipped": presets.experiment("lightweight-64", "laptop").model,
+    "ours, as shipped": experiments.experiment("lightweight-64", "laptop").model,
 }
 
 
@@ -82,7 +82,7 @@ def _operations(run) -> float:
 
 
 def _ours(config: LightweightConfig, feed: list[torch.Tensor]):
-    chosen = presets.experiment("lightweight-64", "laptop").training
+    chosen = experiments.experiment("lightweight-64", "laptop").training
     how = replace(chosen, device="cpu")
     gan = lightweight(config)
     fabric = training._fabric(how)

@@ -12,9 +12,8 @@ from benchmarks import seconds_of_pair
 from galnb import smearing
 from galnb.gans.radio import radio
 from galnb.images import first_radio
-from galnb.training.checkpoints import save_checkpoint
-from galnb.training.experiments import class_numbers
-from galnb.training.presets import experiment
+from galnb.training import save_checkpoint
+from galnb.training.experiments import class_numbers, experiment
 
 SIZE = 64
 PAIRS = 7

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from galnb import images, training
 from galnb.blending import batches
 from galnb.gans import deblender
-from galnb.training import presets, steps
+from galnb.training import experiments, steps
 
 STEPS = 6
 PATHS = {
@@ -31,7 +31,7 @@ PATHS = {
 
 def main() -> str:
     """Return a Markdown table of blends per second and ratios to the plain path."""
-    chosen = presets.experiment("deblender-bounded", "laptop")
+    chosen = experiments.experiment("deblender-bounded", "laptop")
     stamps = images.hubble_deep_field(size=80).pixels
     fresh = batches.blend_batches(stamps, batch_size=chosen.batch_size, seed=0)
     feed = [fresh(index) for index in range(4)]

@@ -21,12 +21,11 @@ from galnb.blending import batches
 from galnb.evaluation import metrics
 from galnb.files import write_atomically
 from galnb.gans import Gan, deblender
-from galnb.training import presets
-from galnb.training.experiments import galaxy_zoo_frames
+from galnb.training import experiments
 
 RECORD = notebook.RECORDS / "04_deblender.json"
 SEEDS, VALIDATION, STEPS, BATCH = (0, 1, 2), 100, 250, 8
-SHIPPED = presets.experiment("deblender-bounded", "laptop")
+SHIPPED = experiments.experiment("deblender-bounded", "laptop")
 MODEL = replace(SHIPPED.model, widths=(24, 48, 64, 64), blocks=(1, 1, 1, 1), discriminator_width=8)
 TRAINING = replace(
     SHIPPED.training,
@@ -100,7 +99,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
-    frames = galaxy_zoo_frames(chosen.galaxyzoo)
+    frames = images.galaxy_zoo(
+        chosen.galaxyzoo, size=424, crop=424, split="train", dtype=torch.uint8
+    ).pixels
     frames, held_out = frames[:-VALIDATION], frames[-VALIDATION:].float() / 255
     draw = torch.Generator().manual_seed(0)
     blends = blending.make_blends(held_out, generator=draw, crop=240, size=80)

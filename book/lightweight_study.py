@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from galnb import images, notebook
+from galnb import images, notebook, training
 from galnb.blending.batches import image_batches
 from galnb.evaluation import distances, memorisation
 from galnb.evaluation import neighbours as nearest
@@ -33,8 +33,8 @@ from galnb.gans.augmentation import Augmentation, rotate_hue
 from galnb.gans.features import FeatureNetwork, feature_network
 from galnb.gans.lightweight import generate, lightweight
 from galnb.smearing import gaussian_kernel
-from galnb.training import TrainingConfig, checkpoints, train
-from galnb.training.presets import experiment
+from galnb.training import TrainingConfig, train
+from galnb.training.experiments import experiment
 
 STEPS, BATCH, FEW = 1_500, 8, 283
 COUNT, DRAWS, FORTY, HELD, SHOWN = 300, 20, 40, 150, 12
@@ -204,7 +204,7 @@ def real_images(folder: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
 def measure_shipped(folder: str, out: Path) -> None:
     noise = torch.Generator().manual_seed(0)
     pixels, real, network = real_images(folder)
-    shipped = checkpoints.load_checkpoint("lightweight-64")
+    shipped = training.load_checkpoint("lightweight-64")
     drawn = generate(shipped.gan, 3 * COUNT, generator=torch.Generator().manual_seed(0))
     vectors = distances.embed(drawn, network)
     some, test = pixels["train"][:COUNT], real["test"]
@@ -219,8 +219,8 @@ def measure_shipped(folder: str, out: Path) -> None:
 
     steps = sorted(out.glob("lightweight-64/step*.safetensors"), key=lambda path: int(path.stem[4:]))
     by_step = {}
-    for path in [*steps[::2], checkpoints.shipped("lightweight-64")]:
-        stage = checkpoints.load_checkpoint(path)
+    for path in [*steps[::2], training.shipped("lightweight-64")]:
+        stage = training.load_checkpoint(path)
         seen = generate(stage.gan, COUNT, generator=torch.Generator().manual_seed(0))
         by_step[str(stage.step)] = frechet(distances.embed(seen, network))
     known, held = scores(shipped.gan, pixels["train"]), scores(shipped.gan, pixels["test"])
@@ -228,7 +228,7 @@ def measure_shipped(folder: str, out: Path) -> None:
         {
             "date": datetime.date.today().isoformat(),
             "command": "python -m book.lightweight_study shipped GALAXY_ZOO_FOLDER OUT_FOLDER",
-            "weights": hashlib.sha256(checkpoints.shipped("lightweight-64").read_bytes()).hexdigest(),
+            "weights": hashlib.sha256(training.shipped("lightweight-64").read_bytes()).hexdigest(),
             "steps": shipped.step,
             "count": COUNT,
             "features": FEATURES,
@@ -252,7 +252,7 @@ def measure_runs(folder: str, out: Path) -> None:
     pixels, real, network = real_images(folder)
     found, drawn = {}, {}
     for name, run in RUNS.items():
-        gan = checkpoints.load_checkpoint(out / name / "final.safetensors").gan
+        gan = training.load_checkpoint(out / name / "final.safetensors").gan
         found[name], drawn[name] = measure_small(run, gan, pixels, real, network)
     pictures = {f"drawn {name}": (part * 255).round().byte().numpy() for name, part in drawn.items()}
     keep({"runs": found}, pictures)

@@ -27,9 +27,10 @@ import galnb
 from book import phantom_data, phantom_measure
 from galnb import blending, images, notebook, training
 from galnb.blending import batches
+from galnb.files import write_atomically
 from galnb.gans import Gan, deblender
 from galnb.gans.losses import discriminator_bce
-from galnb.training import checkpoints, experiments, presets
+from galnb.training import experiments
 
 FILLS, SEEDS = ("zeros", "reflect", "noise"), (0, 1, 2, 3, 4)
 RECORD = notebook.RECORDS / "09_phantom_boundary.json"
@@ -43,7 +44,7 @@ def train_one(fill: str, seed: int, frames: torch.Tensor, folder: Path, preset: 
     file = folder / f"{fill}_{seed}" / "final.safetensors"
     if file.is_file():
         return file
-    chosen = presets.experiment("phantom", preset)
+    chosen = experiments.experiment("phantom", preset)
     fresh = batches.blend_batches(
         frames, batch_size=chosen.batch_size, seed=seed, perturbation=blending.Perturbation(fill=fill),
         crop=240, size=80,
@@ -100,7 +101,7 @@ def measure_judge(judge: Gan, exam: phantom_measure.Exam, share: float) -> dict:
 def stored(file: Path, make: Callable[[], dict]) -> dict:
     """Return what a JSON file holds; make it first if it is not there."""
     if not file.is_file():
-        checkpoints.write_atomically(file, json.dumps(rounded(make(), 6), allow_nan=False).encode())
+        write_atomically(file, json.dumps(rounded(make(), 6), allow_nan=False).encode())
     return json.loads(file.read_text())
 
 
@@ -176,7 +177,7 @@ def write_record(content: dict, **more) -> None:
         "judges": {share: pool(found) for share, found in of_share.items()},
         **{part: content[part] for part in ("boxes", "fills", "audit", "runs")},
     }
-    checkpoints.write_atomically(RECORD, (json.dumps(rounded(record)) + "\n").encode())
+    write_atomically(RECORD, (json.dumps(rounded(record)) + "\n").encode())
 
 
 def main() -> None:
@@ -187,14 +188,15 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--first", type=Path, help="a folder of FIRST images to audit")
     chosen = parser.parse_args()
-    frames = experiments.galaxy_zoo_frames(chosen.galaxyzoo)
-    test = experiments.galaxy_zoo_frames(chosen.galaxyzoo, split="test")
+    whole = {"size": 424, "crop": 424, "dtype": torch.uint8}
+    frames = images.galaxy_zoo(chosen.galaxyzoo, split="train", **whole).pixels
+    test = images.galaxy_zoo(chosen.galaxyzoo, split="test", **whole).pixels
     exam = phantom_measure.make_exam(test, frames[:2], seed=EXAM_SEED)
     runs, judges = {}, {}
     for seed in SEEDS:
         for fill in FILLS:
             file = train_one(fill, seed, frames, chosen.out)
-            gan = checkpoints.load_checkpoint(file).gan
+            gan = training.load_checkpoint(file).gan
             make = partial(phantom_measure.measure, gan, exam, fill)
             runs[f"{fill}_{seed}"] = stored(file.with_name("measured.json"), make) | {
                 "on_zeros": stored(
@@ -202,7 +204,7 @@ def main() -> None:
                 )
             }
     for seed in JUDGE_SEEDS:
-        gan = checkpoints.load_checkpoint(chosen.out / f"zeros_{seed}" / "final.safetensors").gan
+        gan = training.load_checkpoint(chosen.out / f"zeros_{seed}" / "final.safetensors").gan
         make = partial(judge_all, gan, frames, exam, seed)
         judges[seed] = stored(chosen.out / f"judges_{seed}.json", make)
     content = {

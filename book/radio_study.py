@@ -39,18 +39,17 @@ from galnb import classifiers, images, notebook, smearing, sweeps, training
 from galnb.blending import batches
 from galnb.files import write_atomically
 from galnb.gans import radio
-from galnb.training import presets
-from galnb.training.checkpoints import load_checkpoint
-from galnb.training.experiments import class_numbers
+from galnb.training import load_checkpoint
+from galnb.training.experiments import class_numbers, experiment
 
 RECORD = notebook.RECORDS / "12_systematics.json"
 FOLDS, SIZE, STEPS, STAGES = 5, 64, 300, 6
 KINDS = {"plain": 0.0, "smeared": 1.0}
-SHIPPED = presets.experiment("radio-plain", "laptop")
+SHIPPED = experiment("radio-plain", "laptop")
 MODEL = replace(SHIPPED.model, width=8)
 TRAINING = replace(
     SHIPPED.training, steps=STEPS, save_every=STEPS // STAGES, device="cpu",
-    stages=presets.every(STEPS, STAGES),
+    stages=tuple((f"step{STEPS * part // STAGES}", part / STAGES) for part in range(1, STAGES + 1)),
 )  # fmt: skip
 SMEARS = {"plain": {"none": 0.0, "after 0.5": 0.5, "after 1": 1.0}, "smeared": {"inside 1": 0.0}}
 DRAWN, DRAWS = 300, 200  # images per class and checkpoint; draws of as many of them as there are real ones

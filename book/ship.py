@@ -14,7 +14,8 @@ import torch
 from safetensors import safe_open
 
 from galnb.files import write_atomically
-from galnb.training.checkpoints import SCALE, WEIGHTS, load_checkpoint, save_checkpoint
+from galnb.training import load_checkpoint, save_checkpoint, shipped
+from galnb.training.checkpoints import SCALE, WEIGHTS, shipped_names
 
 PROGRAMS = {
     "phantom": "python -m book.phantom_study GALAXY_ZOO_FOLDER OUT_FOLDER",
@@ -26,7 +27,7 @@ LARGEST = 6 * 2**20
 def ship(folder: Path, name: str, stages: list[str], metrics: dict, earlier: torch.dtype) -> list[Path]:
     """Convert the last stage of a run to half precision, the earlier ones as told, and write them into the
     package."""
-    shipped = []
+    written = []
     for stage in stages:
         checkpoint = load_checkpoint(folder / f"{stage}.safetensors")
         target = WEIGHTS / f"{name}{'' if stage == stages[-1] else '@' + stage}.safetensors"
@@ -40,8 +41,8 @@ def ship(folder: Path, name: str, stages: list[str], metrics: dict, earlier: tor
         )
         if target.stat().st_size > LARGEST:
             raise ValueError(f"{target} has {target.stat().st_size / 2**20:.1f} MiB; at most 6 are shipped")
-        shipped.append(target)
-    return shipped
+        written.append(target)
+    return written
 
 
 def card(path: Path) -> dict:
@@ -87,7 +88,7 @@ def command(story: dict) -> str:
 
 def write_index() -> None:
     """Describe all shipped weights in `index.json` and `README.md`."""
-    cards = {path.stem: card(path) for path in sorted(WEIGHTS.glob("*.safetensors"))}
+    cards = {name: card(shipped(name)) for name in shipped_names()}
     write_atomically(WEIGHTS / "index.json", (json.dumps(cards, indent=1) + "\n").encode())
     lines = [
         "# Shipped weights",

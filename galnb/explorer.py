@@ -17,7 +17,7 @@ from galnb.files import write_atomically
 from galnb.gans import Gan
 from galnb.images import check_images
 from galnb.relevance import Polarized, deletion_gate, polarized_relevance
-from galnb.training.checkpoints import WEIGHTS
+from galnb.training.checkpoints import shipped_names
 
 
 @dataclass(frozen=True)
@@ -324,9 +324,9 @@ def shipped_stages() -> dict[str, dict[str, str]]:
     Chapter: The explorer
     """
     found: dict[str, dict[str, str]] = {}
-    for path in sorted(WEIGHTS.glob("deblender-*.safetensors")):
-        name, _, stage = path.stem.partition("@")
-        found.setdefault(name, {})[stage or "final"] = path.stem
+    for full in shipped_names("deblender-"):
+        name, _, stage = full.partition("@")
+        found.setdefault(name, {})[stage or "final"] = full
     order = ("early", "middle", "final")
     return {
         name: {stage: stages[stage] for stage in order if stage in stages} for name, stages in found.items()

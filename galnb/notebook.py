@@ -19,7 +19,7 @@ import torch
 
 from galnb.checks import at_least, one_of
 from galnb.files import write_atomically
-from galnb.training import presets
+from galnb.training import experiments
 
 RECORDS = Path(__file__).parent / "records"
 _RESERVED = ("run", "exercises")
@@ -126,7 +126,7 @@ def start(name: str, *, preset: str = "quick", seed: int = 0, device: str = "aut
     if not re.fullmatch(r"[\w-]+", name):
         raise ValueError(f"name is {name!r}; expected the notebook's name without folder and ending")
     at_least(0, seed=seed)
-    experiment = presets.experiment(name, preset)
+    experiment = experiments.experiment(name, preset)
     chosen = _device(device)
     folder = (Path(out_dir or "galnb_output").expanduser() / name).resolve()
     generator = torch.Generator().manual_seed(seed)

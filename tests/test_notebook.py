@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from galnb import notebook
-from galnb.training import checkpoints, presets
+from galnb.training import experiments, shipped
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "galnb" / "records").glob("*.json"))
@@ -34,7 +34,7 @@ def test_start_writes_provenance_and_keeps_notebooks_apart(tmp_path, run):
     kept = results(run)["run"]
     assert (kept["name"], kept["preset"], kept["seed"], kept["device"]) == ("02_blending", "quick", 3, "cpu")
     assert kept["versions"]["torch"] == torch.__version__.split("+")[0] and kept["seconds"] >= 0
-    assert run.experiment == presets.experiment("02_blending", "quick")
+    assert run.experiment == experiments.experiment("02_blending", "quick")
 
 
 def test_generator_is_that_of_the_seed(run):
@@ -214,7 +214,7 @@ def test_records_were_made_with_the_weights_that_are_shipped():
     found = [(name, *pair) for name in NAMES for pair in weights_named(notebook.record(name))]
     assert {name[:2] for name, *_ in found} == {"05", "07", "13"} and len(found) == 10
     for name, weights, digest in found:
-        content = checkpoints.shipped(weights).read_bytes()
+        content = shipped(weights).read_bytes()
         assert hashlib.sha256(content).hexdigest() == digest, f"{name} was made with another {weights}"
 
 

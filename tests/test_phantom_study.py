@@ -10,7 +10,7 @@ from torch import nn
 
 from book import phantom_data, phantom_measure, phantom_study
 from galnb.gans import deblender
-from galnb.training import presets
+from galnb.training import experiments
 from tests.tiny_runs import one_thread  # noqa: F401
 
 TINY = {"size": 48, "widths": (8, 8), "blocks": (1, 1), "discriminator_width": 4, "dense": 4}
@@ -148,10 +148,10 @@ def test_the_frame_share_is_a_part_of_the_distance():
 
 
 def test_training_is_not_repeated(tmp_path, generator, monkeypatch):
-    chosen = presets.experiment("phantom", "quick")
+    chosen = experiments.experiment("phantom", "quick")
     tiny = replace(chosen, model=replace(chosen.model, **TINY | {"size": 80}), batch_size=2,
                    training=replace(chosen.training, steps=1, warmup=0, save_every=1))  # fmt: skip
-    monkeypatch.setattr(presets, "experiment", lambda name, preset: tiny)
+    monkeypatch.setattr(experiments, "experiment", lambda name, preset: tiny)
     frames = torch.randint(256, (4, 3, 424, 424), dtype=torch.uint8, generator=generator)
     file = phantom_study.train_one("noise", 0, frames, tmp_path, "quick")
     before = file.stat().st_mtime_ns

@@ -10,7 +10,7 @@ from galnb.gans.radio import generate
 from galnb.images import RADIO_CLASSES
 from galnb.images.imageset import check_images, check_sizes
 from galnb.smearing.histograms import check_same_size, image_counts, score_counts
-from galnb.training.checkpoints import load_checkpoint
+from galnb.training import load_checkpoint
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The one training loop of the book: any `Gan`, any device, stopped and continued at will."""
+"""The one training loop of the book: any `Gan`, any device, stopped and continued at will.
+
+Chapter 04, The deblender GAN.
+"""
 
 import copy
 import math
@@ -16,14 +19,22 @@ import torch
 from tqdm.auto import tqdm
 
 from galnb.gans import Batch, Gan
-from galnb.training.checkpoints import save_checkpoint
-from galnb.training.resume import History, State, describe, read_resume_point, write_resume_point
-from galnb.training.steps import PRECISIONS, SCHEDULES, TrainingConfig, take_step
+from galnb.training.checkpoints import (
+    Checkpoint,
+    claim_folder,
+    describe,
+    load_checkpoint,
+    read_resume_point,
+    save_checkpoint,
+    shipped,
+    write_resume_point,
+)
+from galnb.training.steps import History, State, TrainingConfig, take_step
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["PRECISIONS", "SCHEDULES", "History", "TrainingConfig", "tensorboard_callback", "train"]
+__all__ = ["Checkpoint", "History", "TrainingConfig", "load_checkpoint", "save_checkpoint", "shipped", "train"]
 
 
 def train(
@@ -33,86 +44,88 @@ def train(
     *,
     folder: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     callback: Callable[[int, dict[str, float], Gan], None] | None = None,
     experiment: Mapping | None = None,
     progress: bool = False,
 ) -> History:
-    """Train a GAN: burn-in, then discriminator and generator in turn.
+    """Train a GAN in place: burn-in, then discriminator and generator in turn; it ends in eval mode.
 
-    Parameters
-    ----------
-    gan : Gan
-        Trained in place, left in eval mode. With `TrainingConfig.ema` its generator ends as the running mean
-        of its weights.
-    batches : callable
-        ``batches(index)`` returns batch `index` as a dict of tensors. It must depend on the index alone, so
-        that a run that is continued sees the batches it would have seen, and is called from worker threads.
-    config : TrainingConfig
-        How to train.
-    folder : str or Path, optional
-        Where checkpoints, the resume point and ``history.json`` go. Without it nothing is written.
-    resume : bool
-        Continue from the resume point in `folder`, or start anew where there is none.
-    callback : callable, optional
-        Called after every step with ``(step, losses, gan)``; its `gan` has the mean generator if there is
-        one.
-    experiment : mapping, optional
-        What else made the run (data, batch size); must be JSON. Goes into the checkpoints.
-    progress : bool
-        Show a progress bar with losses and remaining time.
-
-    Returns
-    -------
-    History
-
-    Raises
-    ------
-    ValueError
-        If `resume` is asked for without a folder, or the resume point is damaged or of another run.
-    FloatingPointError
-        If a loss or a weight is not finite, or a loss exceeds its limit. The last good resume point and
-        checkpoints stay.
-    RuntimeError
-        If memory runs out; the message says what to lower.
-
-    Notes
-    -----
-    Under ``torchrun`` each process takes its share of every batch and gradients are averaged, so a run on
-    several devices follows the run on one (batch norm apart, whose statistics are per device). `folder` must
-    be on a disk that all of them see. Chapter: The deblender GAN
+    batches: ``batches(index)`` returns batch `index` as a dict of tensors. It must depend on the index alone, so
+        that a continued run sees the batches it would have seen, and is called from threads.
+    folder: receives checkpoints, resume.pt and history.json; without it nothing is written.
+    resume: go on from resume.pt, or start anew where there is none; overwrite: replace the run in the folder.
+    callback: called after every step with (step, losses, gan), the gan with its mean generator if it has one.
+    experiment: what else made the run (data, batch size), as JSON; goes into the checkpoints.
+    ValueError if the folder holds a run and neither is asked for, or resume.pt is damaged or another run's;
+    FloatingPointError if a loss or weight is not finite: what was saved before stays. Ctrl+C says how to go on.
+    Under torchrun each process takes its share of every batch and gradients are averaged, so a run on several
+    devices follows the run on one (batch norm apart); all of them must see the folder.
     """
-    if resume and folder is None:
-        raise ValueError("resume=True needs the folder of the run to continue; got folder=None")
+    if folder is None and (resume or overwrite):
+        raise ValueError("resume=True needs the folder of the run to continue, as overwrite=True; got folder=None")
     folder = None if folder is None else Path(folder)
     run = describe(gan, asdict(config), experiment)
+    goes_on = folder is not None and claim_folder(
+        folder, _stages(config), resume=resume, overwrite=overwrite, first=min(config.save_every, config.steps)
+    )
     fabric = _fabric(config)
     state = _start(gan, config, fabric)
-    if resume and (folder / "resume.pt").is_file():
-        read_resume_point(folder / "resume.pt", state, run)
-    fast, per_step = _accelerated(gan, config), config.discriminator_steps
-    order = range(state.step * per_step, config.steps * per_step)
-    bar = tqdm(
-        total=config.steps, initial=state.step, disable=not (progress and fabric.is_global_zero), unit="step"
-    )
     try:
-        with bar, closing(_ahead(batches, order, fabric)) as feed:
-            while state.step < config.steps:
-                losses = take_step(fast, state, feed, config, fabric)
-                _check_finite(losses, state.step, config, folder)
-                state.history.add(state.step, losses)
-                state.step += 1
-                _save(folder, state, config, run, fabric)
-                if callback is not None:
-                    callback(state.step - 1, losses, state.kept())
-                bar.update()
-                if state.step % 10 == 0:
-                    bar.set_postfix({name: f"{losses[name]:.3g}" for name in losses if "total" in name})
+        if goes_on:
+            state.step, history = read_resume_point(folder / "resume.pt", run, state.parts())
+            state.saved, state.history = state.step, History(**history)
+        _loop(state, batches, config, folder, run, callback, fabric, progress)
+    except KeyboardInterrupt as stop:
+        how = f"resume=True (--resume) goes on from step {state.saved}" if folder else "nothing was to be kept"
+        raise KeyboardInterrupt(f"stopped after step {state.step} of {config.steps}; {how}") from stop
     finally:
         gan.generator.eval()
         gan.discriminator.eval()
     if state.average is not None:
         gan.generator.load_state_dict(state.average.state_dict())
     return state.history
+
+
+def _loop(
+    state: State,
+    batches: Callable[[int], Batch],
+    config: TrainingConfig,
+    folder: Path | None,
+    run: Mapping[str, dict],
+    callback: Callable | None,
+    fabric: "Fabric",
+    progress: bool,
+) -> None:
+    fast, per_step = _accelerated(state.gan, config), config.discriminator_steps
+    order = range(state.step * per_step, config.steps * per_step)
+    bar = tqdm(
+        total=config.steps, initial=state.step, disable=not (progress and fabric.is_global_zero), unit="step"
+    )
+    with bar, closing(_ahead(batches, order, fabric)) as feed:
+        while state.step < config.steps:
+            try:
+                losses = take_step(fast, state, feed, config, fabric)
+            except (RuntimeError, MemoryError) as error:
+                error.add_note(
+                    f"in step {state.step}; if memory ran out, lower batch_size first, then the width of the "
+                    "networks, or use a smaller preset"
+                )
+                raise
+            _check_finite(losses, state.step, config, folder)
+            state.history.add(state.step, losses)
+            state.step += 1
+            _save(folder, state, config, run, fabric)
+            if callback is not None:
+                callback(state.step - 1, losses, state.kept())
+            bar.update()
+            if state.step % 10 == 0:
+                bar.set_postfix({name: f"{losses[name]:.3g}" for name in losses if "total" in name})
+
+
+def _stages(config: TrainingConfig) -> dict[str, int]:
+    """Return after how many steps each checkpoint is taken."""
+    return {name: max(1, round(share * config.steps)) for name, share in config.stages}
 
 
 def _fabric(config: TrainingConfig) -> "Fabric":
@@ -202,7 +215,7 @@ def _save(
     folder: Path | None, state: State, config: TrainingConfig, run: Mapping[str, dict], fabric: "Fabric"
 ) -> None:
     """Write what this step asks for: stage checkpoints, and the resume point."""
-    stages = [name for name, share in config.stages if state.step == max(1, round(share * config.steps))]
+    stages = [name for name, step in _stages(config).items() if state.step == step]
     point = state.step % config.save_every == 0 or state.step == config.steps
     if folder is None or not (stages or point):
         return
@@ -213,48 +226,11 @@ def _save(
                 f"a weight of the {part} is not finite after step {state.step - 1}; checkpoints and the "
                 f"resume point in {folder} are from before. Lower learning_rate (now {config.learning_rate})"
             )
-    if not fabric.is_global_zero:
-        return
-    for name in stages:
-        story = {**run["experiment"], "training": run["config"]}
-        save_checkpoint(folder / f"{name}.safetensors", state.kept(), experiment=story, step=state.step)
+    if fabric.is_global_zero:
+        for name in stages:
+            story = {**run["experiment"], "training": run["config"]}
+            save_checkpoint(folder / f"{name}.safetensors", state.kept(), experiment=story, step=state.step)
+        if point:
+            write_resume_point(folder, run, state.parts(), step=state.step, history=vars(state.history))
     if point:
-        write_resume_point(folder, state, run)
-
-
-def tensorboard_callback(folder: str | Path) -> Callable[[int, dict[str, float], Gan], None]:
-    """Build a callback that writes every loss where TensorBoard can read it.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Then: ``tensorboard --logdir FOLDER``. A continued run overwrites the steps that it repeats.
-
-    Returns
-    -------
-    callable
-        For the `callback` of `train`.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If TensorBoard is not installed.
-
-    Notes
-    -----
-    Chapter: The deblender GAN
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("these logs need TensorBoard: pip install tensorboard") from error
-    writers = []
-
-    def callback(step: int, losses: dict[str, float], gan: Gan) -> None:
-        if not writers:
-            writers.append(SummaryWriter(str(folder), purge_step=step))
-        for name, value in losses.items():
-            writers[0].add_scalar(name, value, step)
-        writers[0].flush()
-
-    return callback
+        state.saved = state.step

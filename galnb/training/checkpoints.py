@@ -1,10 +1,16 @@
-"""Checkpoints: weights, the whole config and where they came from, in one safetensors file."""
+"""Checkpoints (weights, config and story in one safetensors file) and resume points of runs that were stopped.
 
+Chapter 04, The deblender GAN.
+"""
+
+import io
 import json
-from collections.abc import Mapping
+import math
+import pickle
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,39 +18,33 @@ from safetensors.torch import save
 
 from galnb.files import write_atomically
 from galnb.gans import Gan, from_json
+from galnb.gans.deblender import DeblenderConfig, deblender
+from galnb.gans.lightweight import LightweightConfig, lightweight
+from galnb.gans.radio import RadioConfig, radio
+from galnb.gans.vanilla import VanillaConfig, vanilla
 
-FORMAT = "galnb-1"
-SCALE = ":scale"  # after the name of a tensor in 8 bits: what each of its rows is multiplied by
-# module, config class and builder of each GAN; imported when asked for
-GANS = {
-    "deblender": ("galnb.gans.deblender", "DeblenderConfig", "deblender"),
-    "lightweight": ("galnb.gans.lightweight", "LightweightConfig", "lightweight"),
-    "radio": ("galnb.gans.radio", "RadioConfig", "radio"),
-    "vanilla": ("galnb.gans.vanilla", "VanillaConfig", "vanilla"),
+GANS: dict[str, tuple[type, Callable[..., Gan]]] = {
+    "deblender": (DeblenderConfig, deblender),
+    "lightweight": (LightweightConfig, lightweight),
+    "radio": (RadioConfig, radio),
+    "vanilla": (VanillaConfig, vanilla),
 }
 WEIGHTS = Path(__file__).parents[1] / "weights"
-PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
-HEADER = {"gan": str, "config": dict, "experiment": dict, "step": (int, float), "metrics": dict}
+SCALE = ":scale"  # after the name of a tensor in 8 bits: what each of its rows is multiplied by
+_FORMAT = "galnb-1"
+_PARTS = ("generator", "discriminator")
+_PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
+_HEADER = {"gan": str, "config": dict, "experiment": dict, "step": (int, float), "metrics": dict}
+# fields of the training config that may change without making it another run
+_FREE = {"steps", "save_every", "device", "stages", "compile"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Hold a model rebuilt from a file, and the file's account of it.
+    """Hold a GAN rebuilt from a file, both networks in eval mode, and the file's account of it.
 
-    Parameters
-    ----------
-    gan : Gan
-        Both networks in eval mode.
-    experiment : dict
-        What made it: data, training config, seeds.
-    step : int
-        Generator steps taken.
-    metrics : dict
-        Figures measured when it was saved.
-
-    Notes
-    -----
-    Chapter: The deblender GAN
+    experiment: what made it (data, training config, seeds); step: generator steps taken; metrics: figures
+    measured with these weights, such as those of the judge under "judge"; empty where nobody measured.
     """
 
     gan: Gan
@@ -62,53 +62,27 @@ def save_checkpoint(
     metrics: Mapping | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write both networks with their config to one file.
+    """Write both networks with their config to one file, whole or not at all; return its path.
 
-    Parameters
-    ----------
-    path : str or Path
-        Target, ending in ``.safetensors``.
-    gan : Gan
-        What to save.
-    experiment : mapping
-        How it was made; must be JSON.
-    step : int
-        Generator steps taken.
-    metrics : mapping, optional
-        Figures measured with these weights; must be JSON.
-    dtype : torch.dtype
-        Precision of the stored weights, one of `PRECISIONS`. Batch statistics and counters keep theirs.
-        ``torch.int8`` stores the generator's kernels and matrices in 8 bits with one scale per row, the rest
-        in float16.
-
-    Returns
-    -------
-    Path
-        The file written. It appears whole or not at all.
-
-    Raises
-    ------
-    ValueError
-        If the name ends otherwise, `dtype` is none of these, or it cannot hold a weight.
-
-    Notes
-    -----
-    Chapter: The deblender GAN
+    path: ends in .safetensors; experiment, metrics: how it was made, what it achieves, as JSON.
+    dtype: precision of the stored weights (a float type, or torch.int8: the generator's kernels and matrices
+    in 8 bits with one scale a row, the rest in float16). Batch statistics and counters keep theirs.
+    Compiled and DataParallel networks are saved as what they wrap. ValueError if the path is none, dtype cannot
+    hold a weight, or a network is not the one that the config builds: such a file could not be loaded.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path is {path}; expected a name that ends in .safetensors")
-    if dtype not in PRECISIONS:
-        raise ValueError(f"dtype is {dtype!r}; expected one of {PRECISIONS}")
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise ValueError(f"path is {path}; expected a file name that ends in .safetensors, not a folder")
+    if dtype not in _PRECISIONS:
+        raise ValueError(f"dtype is {dtype!r}; expected one of {_PRECISIONS}")
     tensors = {}
-    for part, module in (("generator", gan.generator), ("discriminator", gan.discriminator)):
-        for name, tensor in module.state_dict().items():
-            precision = dtype
-            if dtype == torch.int8 and (part == "discriminator" or tensor.ndim < 2):
-                precision = torch.float16
-            if not tensor.is_floating_point() or "running_" in name:
-                precision = tensor.dtype
-            tensors |= _stored(f"{part}.{name}", tensor.detach().cpu(), precision)
+    for part, name, tensor in _unwrapped(gan):
+        precision = dtype
+        if dtype == torch.int8 and (part == "discriminator" or tensor.ndim < 2):
+            precision = torch.float16
+        if not tensor.is_floating_point() or "running_" in name:
+            precision = tensor.dtype
+        tensors |= _stored(f"{part}.{name}", tensor.detach().cpu(), precision)
     header = {
         "gan": gan.name,
         "config": asdict(gan.config),
@@ -117,8 +91,38 @@ def save_checkpoint(
         "metrics": dict(metrics or {}),
         "torch": torch.__version__,
     }
-    write_atomically(path, save(tensors, metadata={"format": FORMAT, "galnb": json.dumps(header)}))
+    content = save(tensors, metadata={"format": _FORMAT, "galnb": json.dumps(header)})
+    try:
+        write_atomically(path, content)
+    except (FileExistsError, NotADirectoryError) as error:  # a parent is a file
+        raise ValueError(f"cannot write {path}: {error}; choose another folder") from error
     return path
+
+
+def _unwrapped(gan: Gan) -> Iterable[tuple[str, str, torch.Tensor]]:
+    """Return part, name and tensor of all that is saved, under the names that an unwrapped network gives."""
+    fresh = GANS[gan.name][1](gan.config) if gan.name in GANS else None
+    for part in _PARTS:
+        state = getattr(gan, part).state_dict()
+        state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+        while state and all(name.startswith("module.") for name in state):
+            state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+        if fresh and (other := _differences(getattr(fresh, part).state_dict(), state)):
+            raise ValueError(
+                f"the {part} is not the network that its config builds: {', '.join(other[:3])} differ. Save the "
+                "network itself, not a wrapper around it, together with its own config"
+            )
+        yield from ((part, name, tensor) for name, tensor in state.items())
+
+
+def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Name the tensors that are missing, superfluous, or of another shape or kind of number."""
+
+    def kind(tensor: Any) -> tuple | None:
+        return (tensor.shape, tensor.is_floating_point()) if isinstance(tensor, torch.Tensor) else None
+
+    every = dict.fromkeys([*expected, *found])
+    return [n for n in every if not kind(expected.get(n)) or kind(expected[n]) != kind(found.get(n))]
 
 
 def _stored(name: str, tensor: torch.Tensor, precision: torch.dtype) -> dict[str, torch.Tensor]:
@@ -137,53 +141,36 @@ def _stored(name: str, tensor: torch.Tensor, precision: torch.dtype) -> dict[str
 
 
 def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> Checkpoint:
-    """Rebuild a GAN from a file alone.
+    """Rebuild a GAN from a file alone: networks in float32, in eval mode, on the device.
 
-    Parameters
-    ----------
-    path : str or Path
-        A file that `save_checkpoint` wrote, or the name of shipped weights.
-    device : str or torch.device
-        Where the networks go.
-
-    Returns
-    -------
-    Checkpoint
-        Networks in float32, in eval mode.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is damaged, foreign or of a GAN that this version does not know.
-
-    Notes
-    -----
-    Nothing in the file is executed: safetensors holds numbers and text only. Chapter: The deblender GAN
+    path: a file that `save_checkpoint` wrote, or the name of shipped weights. Nothing in it is executed.
+    FileNotFoundError if there is none; ValueError if it is damaged, foreign or of a GAN unknown here.
     """
     path = Path(path)
     if not path.is_file():
-        if path.suffix == "" and path.name == str(path):
-            path = shipped(str(path))
-        else:
+        bare = path.suffix == "" and path.name == str(path)
+        if path.is_dir() and not (bare and path.name in shipped_names()):
+            held = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "none"
+            raise ValueError(f"{path} is a folder; expected a .safetensors file, in there are: {held}")
+        if not bare:
             raise FileNotFoundError(
                 f"no checkpoint at {path}; expected a .safetensors file of save_checkpoint"
             )
+        path = shipped(str(path))
     header, tensors = _read(path)
-    module, config_class, build = GANS[header["gan"]]
-    module = import_module(module)
+    config_class, build = GANS[header["gan"]]
     try:
-        config = from_json(getattr(module, config_class), header["config"])
+        gan = build(from_json(config_class, header["config"]))
     except ValueError as error:
-        raise ValueError(f"{path} has a config of another galnb version ({error}); update galnb") from error
-    gan = getattr(module, build)(config)
-    for part, network in (("generator", gan.generator), ("discriminator", gan.discriminator)):
+        raise ValueError(f"{path} has a config that this galnb refuses ({error}); update galnb") from error
+    for part in _PARTS:
+        network = getattr(gan, part)
         own = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
-        try:
-            network.load_state_dict(own)
-        except RuntimeError as error:
-            raise ValueError(f"{path}: the weights of the {part} do not fit its config: {error}") from error
+        if other := _differences(network.state_dict(), own):
+            raise ValueError(
+                f"{path}: the weights of the {part} do not fit its config: {', '.join(other[:3])}; get it again"
+            )
+        network.load_state_dict(own)
         network.to(device).eval()
     return Checkpoint(gan, header["experiment"], header["step"], header["metrics"])
 
@@ -195,18 +182,18 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}); get it again") from error
-    if metadata.get("format") != FORMAT or "galnb" not in metadata:
+    if metadata.get("format") != _FORMAT or "galnb" not in metadata:
         found = metadata.get("format")
         raise ValueError(
-            f"{path} was not written by this galnb: its format is {found!r}, expected {FORMAT!r}"
+            f"{path} was not written by this galnb: its format is {found!r}, expected {_FORMAT!r}"
         )
     try:
         header = json.loads(metadata["galnb"])
-        fits = all(isinstance(header[name], kind) for name, kind in HEADER.items())
+        fits = all(isinstance(header[name], kind) for name, kind in _HEADER.items())
     except (ValueError, KeyError, TypeError):
         fits = False
     if not fits:
-        raise ValueError(f"{path} has a damaged header; expected JSON with {list(HEADER)}; get it again")
+        raise ValueError(f"{path} has a damaged header; expected JSON with {list(_HEADER)}; get it again")
     if header["gan"] not in GANS:
         raise ValueError(f"{path} holds a {header['gan']!r}; this version knows {sorted(GANS)}")
     scaled = {name.removesuffix(SCALE) for name in tensors if name.endswith(SCALE)}
@@ -218,29 +205,99 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     return header, tensors
 
 
+def shipped_names(prefix: str = "") -> list[str]:
+    """Return the sorted names of the weights that come with the package and begin so."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors") if path.stem.startswith(prefix))
+
+
 def shipped(name: str) -> Path:
-    """Find weights that come with the package.
+    """Find weights that come with the package, such as "deblender-bounded" or "deblender-bounded@early".
 
-    Parameters
-    ----------
-    name : str
-        For example ``"deblender-bounded"``; earlier stages are ``"deblender-bounded@early"`` and
-        ``"@middle"``.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    ValueError
-        If there are no such weights; the message lists those that exist.
-
-    Notes
-    -----
-    Chapter: The deblender GAN
+    ValueError, with those that exist, if there are none of that name.
     """
-    known = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
-    if name not in known:
+    if name not in (known := shipped_names()):
         raise ValueError(f"no shipped weights are named {name!r}; known are {known or 'none yet'}")
     return WEIGHTS / f"{name}.safetensors"
+
+
+def describe(gan: Gan, training: Mapping, experiment: Mapping | None) -> dict[str, dict]:
+    """Say in JSON terms which run this is; TypeError if the experiment is not JSON."""
+    model = {"gan": gan.name, **asdict(gan.config)}
+    return json.loads(json.dumps({"config": training, "model": model, "experiment": experiment or {}}))
+
+
+def claim_folder(folder: Path, stages: Mapping[str, int], *, resume: bool, overwrite: bool, first: int) -> bool:
+    """Make a run's folder ready; return whether there is a resume point to go on from.
+
+    stages: steps at which the checkpoints of that name are written; first: step of the first resume point.
+    ValueError if a file of another run would be replaced and nobody said `overwrite`, or it is no folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write into {folder} ({error}); give a folder of yours") from error
+    point = folder / "resume.pt"
+    if resume and overwrite:
+        raise ValueError("resume=True goes on with a run and overwrite=True replaces it; give one of them")
+    if resume and point.is_file():
+        return True
+    # A run that was stopped before its first resume point may have left the checkpoints of its first stages.
+    own = [name for name, step in stages.items() if not (resume and step < first)]
+    found = [
+        name
+        for name in ("resume.pt", "history.json", *(f"{stage}.safetensors" for stage in own))
+        if (folder / name).exists()
+    ]
+    if overwrite:
+        for name in found:
+            (folder / name).unlink()
+    elif found:
+        go_on = "put its resume.pt back" if resume else "resume=True (--resume) to go on with it"
+        raise ValueError(
+            f"{folder} already holds a run ({', '.join(found)}); give {go_on}, another folder, "
+            "or overwrite=True (--overwrite) to replace it"
+        )
+    return False
+
+
+def write_resume_point(folder: Path, run: Mapping, parts: Mapping[str, Any], *, step: int, history: Mapping) -> None:
+    """Write `resume.pt` and `history.json`, each whole or not at all (null where a step had no such loss)."""
+    states = {name: part.state_dict() for name, part in parts.items()}
+    content = io.BytesIO()
+    torch.save({**run, "step": step, "history": dict(history), **states}, content)
+    write_atomically(folder / "resume.pt", content.getvalue())
+    losses = {
+        name: [None if math.isnan(value) else value for value in values]
+        for name, values in history["losses"].items()
+    }
+    write_atomically(folder / "history.json", json.dumps({**history, "losses": losses}).encode())
+
+
+def read_resume_point(path: Path, run: Mapping[str, dict], parts: Mapping[str, Any]) -> tuple[int, dict]:
+    """Put networks and optimisers back to where a run was saved; return its step and history.
+
+    run: from `describe`. Nothing in the file is executed. ValueError if it is damaged or of another run.
+    """
+    cure = "delete it to start anew, or put a good copy in its place"
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged or no resume point ({type(error).__name__}); {cure}") from error
+    if not isinstance(saved, dict) or not {"config", "step", "history", "generator"} <= saved.keys():
+        raise ValueError(f"{path} is no resume point of galnb; {cure}")
+    changed = {}
+    for group, now in run.items():
+        before = json.loads(json.dumps(saved.get(group, {})))  # tuples become lists, as in `run`
+        for name in now.keys() & before.keys():
+            if before[name] != now[name] and not (group == "config" and name in _FREE):
+                changed[f"{group}.{name}"] = before[name]
+    if changed:
+        raise ValueError(
+            f"{path} belongs to another run: {sorted(changed)} differ; use another folder, or resume with {changed}"
+        )
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} does not fit these networks; use another folder ({error})") from error
+    return saved["step"], saved["history"]

@@ -1,22 +1,23 @@
-"""One step of GAN training, and the numbers that rule it."""
+"""One step of GAN training, the numbers that rule it, and what it changes. Chapter 04, The deblender GAN."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from galnb.checks import at_least, one_of
 from galnb.gans import Batch, Gan
-from galnb.training.resume import State
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-PRECISIONS = ("32-true", "bf16-mixed")  # fp16 would need its losses scaled
-SCHEDULES = {
+_PRECISIONS = ("32-true", "bf16-mixed")  # fp16 would need its losses scaled
+_SCHEDULES = {
     "constant": lambda progress: 1.0,
     "drop": lambda progress: 1.0 if progress < 0.5 else 0.1,
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -26,145 +27,96 @@ SCHEDULES = {
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Say how a GAN is trained.
+    """Say how a GAN is trained."""
 
-    Parameters
-    ----------
-    steps : int
-        Generator steps in all, burn-in included.
-    burn_in : int
-        First steps, in which the generator alone learns from `Gan.burn_in_loss`.
-    learning_rate, discriminator_learning_rate : float
-        Adam's step size of the two networks.
-    betas : tuple of float
-        Adam's memory of the mean and of the square of the gradient.
-    weight_decay : float
-        Decoupled weight decay of the generator.
-    schedule : str
-        Key of `SCHEDULES`: how the step size falls. The paper's is ``"drop"``, to a tenth at half-time.
-    warmup : int
-        Steps in which the step size climbs from zero.
-    discriminator_steps, discriminator_every : int
-        Discriminator steps per turn, and a turn every so many generator steps.
-    ema : float
-        Memory of the running mean of the generator's weights, 0 for none. The mean is what is kept and shown.
-    gradient_clip : float
-        Longest gradient that is let through, 0 for no limit.
-    precision : str
-        Lightning Fabric's name: ``"32-true"`` or ``"bf16-mixed"``.
-    device : str
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
-    channels_last, compile : bool
-        Faster memory layout; graph compilation (needs a C++ compiler).
-    loss_limit : float
-        A loss beyond it counts as exploded.
-    save_every : int
-        Steps between two resume points.
-    stages : tuple of (str, float)
-        Checkpoints to keep, each a name and the share of the run after which it is taken.
-    seed : int
-        Seed of what the losses draw. Data have their own.
-
-    Notes
-    -----
-    Chapter: The deblender GAN
-    """
-
-    steps: int = 1000
-    burn_in: int = 0
-    learning_rate: float = 1e-4
+    steps: int = 1000  # generator steps in all, burn-in included
+    burn_in: int = 0  # first steps, in which the generator alone learns from `Gan.burn_in_loss`
+    learning_rate: float = 1e-4  # Adam's step size of the generator
     discriminator_learning_rate: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    schedule: str = "drop"
-    warmup: int = 0
-    discriminator_steps: int = 1
-    discriminator_every: int = 1
-    ema: float = 0.0
-    gradient_clip: float = 0.0
-    precision: str = "32-true"
-    device: str = "auto"
-    channels_last: bool = False
-    compile: bool = False
-    loss_limit: float = 1e6
-    save_every: int = 200
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's memory of the gradient's mean and of its square
+    weight_decay: float = 0.0  # decoupled, of the generator
+    schedule: str = "drop"  # how the step size falls; the paper's "drop": to a tenth at half-time
+    warmup: int = 0  # steps in which the step size climbs from zero
+    discriminator_steps: int = 1  # per turn
+    discriminator_every: int = 1  # a turn every so many generator steps
+    ema: float = 0.0  # memory of the generator's running mean, which is then kept and shown; 0 for none
+    gradient_clip: float = 0.0  # longest gradient that is let through, 0 for no limit
+    precision: str = "32-true"  # or "bf16-mixed"
+    device: str = "auto"  # or "cpu", "cuda"
+    channels_last: bool = False  # faster memory layout
+    compile: bool = False  # graph compilation, needs a C++ compiler
+    loss_limit: float = 1e6  # a loss beyond it counts as exploded
+    save_every: int = 200  # steps between two resume points
+    # checkpoints to keep: name, share of the run after which it is taken
     stages: tuple[tuple[str, float], ...] = (("early", 0.01), ("middle", 0.3), ("final", 1.0))
-    seed: int = 0
+    seed: int = 0  # of what the losses draw; data have their own
 
     def __post_init__(self):
-        object.__setattr__(
-            self, "betas", tuple(float(beta) for beta in self.betas)
-        )  # lists when read back from JSON
-        object.__setattr__(self, "stages", tuple((name, share) for name, share in self.stages))
         for name in ("steps", "discriminator_steps", "discriminator_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("burn_in", "warmup", "ema", "gradient_clip", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+            at_least(1, **{name: getattr(self, name)})
+        at_least(0, burn_in=self.burn_in, warmup=self.warmup)
+        at_least(0.0, ema=self.ema, gradient_clip=self.gradient_clip, weight_decay=self.weight_decay)
         for name in ("learning_rate", "discriminator_learning_rate", "loss_limit"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule {self.schedule!r} is unknown; known are {sorted(SCHEDULES)}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision {self.precision!r} is unknown; known are {PRECISIONS}")
+        one_of("schedule", self.schedule, _SCHEDULES)
+        one_of("precision", self.precision, _PRECISIONS)
         if not self.ema < 1:
             raise ValueError(f"ema is {self.ema}; expected less than 1, for example 0.999")
-        if any(not 0 < share <= 1 for _, share in self.stages):
-            raise ValueError(f"stages are {self.stages}; each share of the run must be in (0, 1]")
+        fine = {name for name, share in self.stages if 0 < share <= 1 and Path(name).name == name}
+        if len(fine) < len(self.stages):
+            raise ValueError(f"stages are {self.stages}; expected unlike file names, each with a share in (0, 1]")
+
+
+@dataclass
+class History:
+    """Collect what a run reported: step numbers from 0 and, by name, a loss per step, NaN where it had none."""
+
+    steps: list[int] = field(default_factory=list)
+    losses: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, step: int, losses: Mapping[str, float]) -> None:
+        """Append one step."""
+        for name in losses:
+            self.losses.setdefault(name, [math.nan] * len(self.steps))
+        for name, values in self.losses.items():
+            values.append(float(losses.get(name, math.nan)))
+        self.steps.append(step)
+
+
+@dataclass
+class State:
+    """Hold all that changes during a run."""
+
+    gan: Gan
+    average: nn.Module | None  # running mean of the generator
+    generator_optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer
+    history: History = field(default_factory=History)
+    step: int = 0  # generator steps taken
+    saved: int = 0  # step of the last resume point
+
+    def kept(self) -> Gan:
+        """Return the GAN as it is saved and shown: with the mean generator where there is one."""
+        return self.gan if self.average is None else replace(self.gan, generator=self.average)
+
+    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+        """Return what has a state dict, by name."""
+        names = ("generator_optimizer", "discriminator_optimizer", *(("average",) if self.average else ()))
+        networks = {"generator": self.gan.generator, "discriminator": self.gan.discriminator}
+        return networks | {name: getattr(self, name) for name in names}
 
 
 def take_step(
     gan: Gan, state: State, feed: Iterator[Batch], config: TrainingConfig, fabric: "Fabric"
 ) -> dict[str, float]:
-    """Take one generator step and the discriminator steps before it.
+    """Take one generator step and the discriminator steps before it; return each loss, mean of all processes.
 
-    Parameters
-    ----------
-    gan : Gan
-        The networks of `state`, maybe compiled.
-    state : State
-        Its weights and optimisers change; its step is not counted here.
-    feed : iterator
-        Batches on the device, in order.
-    config : TrainingConfig
-        How to train.
-    fabric : lightning_fabric.Fabric
-        Device, precision and processes.
-
-    Returns
-    -------
-    dict
-        Each loss by name, averaged over the processes.
-
-    Raises
-    ------
-    RuntimeError
-        If memory runs out; the message says what to lower.
-
-    Notes
-    -----
-    Chapter: The deblender GAN
+    gan: the networks of `state`, maybe compiled; feed: batches on the device, in order.
+    Weights and optimisers of `state` change; its step is not counted here.
     """
-    try:
-        return _learn(gan, state, feed, config, fabric)
-    except (RuntimeError, MemoryError) as error:
-        # the allocators of CPUs (Linux, Windows) and GPUs each have their own words
-        words = ("allocate memory", "not enough memory", "out of memory")
-        if not isinstance(error, MemoryError) and not any(known in str(error) for known in words):
-            raise
-        raise RuntimeError(
-            f"memory ran out in step {state.step}: lower batch_size first, then the width of the networks, "
-            "or use a smaller preset"
-        ) from error
-
-
-def _learn(
-    gan: Gan, state: State, feed: Iterator[Batch], config: TrainingConfig, fabric: "Fabric"
-) -> dict[str, float]:
     step = state.step
-    pace = SCHEDULES[config.schedule](step / config.steps) * min(1.0, (step + 1) / max(1, config.warmup))
+    pace = _SCHEDULES[config.schedule](step / config.steps) * min(1.0, (step + 1) / max(1, config.warmup))
     state.generator_optimizer.param_groups[0]["lr"] = config.learning_rate * pace
     state.discriminator_optimizer.param_groups[0]["lr"] = config.discriminator_learning_rate * pace
     if step == config.burn_in:
