@@ -1,4 +1,7 @@
-"""Cut galaxies out of the Hubble eXtreme Deep Field: sky level, sources, and what makes no good stamp."""
+"""Cut galaxies out of the Hubble eXtreme Deep Field: sky level, sources, and what makes no good stamp.
+
+Chapter 01, Galaxies as pixels.
+"""
 
 from collections import Counter
 
@@ -6,7 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from galnb.images.imageset import ImageSet, area_average, check_sizes
+from galnb.checks import at_least
+from galnb.images import ImageSet, area_average
+from galnb.images.sky import sky_level
 
 
 def hubble_deep_field(
@@ -14,31 +19,17 @@ def hubble_deep_field(
 ) -> ImageSet:
     """Cut stamps centred on galaxies out of the Hubble eXtreme Deep Field that comes with scikit-image.
 
-    Parameters
-    ----------
-    size : int
-        Side of a returned stamp, pixels.
-    crop : int
-        Side of the square cut from the 872 x 1000 field, pixels. The default doubles the scale (bicubic), as
-        typical half-light radii are 3 to 6 px; ``crop=size`` keeps the field's own pixels.
-    isolated : bool
-        Drop stamps in which other sources hold more than a quarter of the light of the central one.
-    limit : int or None
-        Keep only the brightest so many.
+    size: side of a returned stamp, pixels.
+    crop: side of the square cut from the 872 x 1000 field, pixels. The default doubles the scale (bicubic),
+        as typical half-light radii are 3 to 6 px; `crop=size` keeps the field's own pixels.
+    isolated: drop stamps in which other sources hold more than a quarter of the light of the central one.
+    limit: keep only the brightest so many.
 
-    Returns
-    -------
-    ImageSet
-        Brightest first; names ``hdf_<x>_<y>`` are field positions. ``record`` says how many sources were
-        found, how many were dropped and for what, and how many remain, and holds sky level and noise.
-
-    Notes
-    -----
-    Stars are told by their diffraction cross; a point source with faint arms, perhaps a quasar, stays in.
-
-    Chapter: Galaxies as pixels
+    Returns the brightest first; names `hdf_<x>_<y>` are field positions. `record` says how many sources were
+    found, how many were dropped and for what, how many remain, and the sky's level and noise. Stars are told
+    by their diffraction cross; a point source with faint arms, perhaps a quasar, stays in.
     """
-    check_sizes(size=size, crop=crop, limit=limit)
+    at_least(1, size=size, crop=crop, limit=1 if limit is None else limit)
     from skimage import data
 
     field_rgb = data.hubble_deep_field().astype(np.float32) / 255
@@ -72,36 +63,6 @@ def _rescale(images: torch.Tensor, size: int) -> torch.Tensor:
     if size <= images.shape[-1]:
         return area_average(images, size)
     return F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
-
-
-def sky_level(image: np.ndarray, *, clip: float = 3.0) -> tuple[float, float]:
-    """Measure level and noise of the sky by sigma clipping.
-
-    Parameters
-    ----------
-    image : numpy.ndarray
-        Any shape and unit; NaN pixels are left out.
-    clip : float
-        Pixels further than this many standard deviations from the median are dropped, until none are.
-
-    Returns
-    -------
-    level, noise : float
-        Median and standard deviation of the pixels that remain, in the unit of the image.
-
-    Chapter: Galaxies as pixels
-    """
-    values = np.asarray(image, dtype=np.float64).ravel()
-    values = values[np.isfinite(values)]
-    if values.size == 0:
-        raise ValueError("image: got no finite pixel, expected at least one; check the mask or the file")
-    for _ in range(20):
-        distance = np.abs(values - np.median(values))
-        kept = values[distance <= clip * 1.4826 * np.median(distance)]  # 1.4826: from MAD to Gaussian sigma
-        if kept.size == values.size:
-            break
-        values = kept
-    return float(np.median(values)), float(values.std())
 
 
 def _find_sources(luminance: np.ndarray, noise: float) -> tuple[np.ndarray, list]:
