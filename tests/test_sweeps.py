@@ -1,8 +1,10 @@
 """Tests of galnb/sweeps.py. How often a point ran is counted by the files that its runs leave."""
 
+import importlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -43,7 +45,23 @@ def flaky(point):
     return square(point)
 
 def odd(point):
-    return {"answer": float("nan") if point["value"] == 1 else object()}
+    return {"answer": [float("nan"), object()][point["value"]]} if point["value"] < 2 else None
+
+def leaving(point):
+    started(point)
+    if point["value"] == 1:
+        raise SystemExit("enough")
+    if point["value"] == 2:
+        raise KeyboardInterrupt
+    if point["value"] == 3:
+        os._exit(3)
+    return {"square": point["value"] ** 2}
+
+def echo(point):
+    return {"twice": 2 * point["value"]}
+
+def shadow(point):
+    return {"value": point["value"] + 9, "square": 1}
 """
 
 
@@ -64,6 +82,12 @@ def marks(tmp_path):
     return folder
 
 
+def finished(folder):
+    """Return the rows of all points that have a file."""
+    kept = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [{**one["point"], **one["values"]} for one in kept]
+
+
 def runs(marks, value):
     """Count how often a point was begun."""
     return len(list(marks.glob(f"{value}-*")))
@@ -72,7 +96,7 @@ def runs(marks, value):
 def kill_one_worker(marks, folder, after):
     """Wait until so many points are finished, then kill the worker of the youngest; return the finished."""
     while True:
-        done = {row["value"] for row in sweeps.finished(folder)}
+        done = {row["value"] for row in finished(folder)}
         running = [mark for mark in marks.iterdir() if int(mark.name.split("-")[0]) not in done]
         if len(done) >= after and running:
             youngest = max(running, key=lambda mark: mark.stat().st_mtime_ns)
@@ -88,7 +112,7 @@ def grid(marks, values, **more):
 def test_expand_is_the_product_of_the_values():
     given = {"sigma": [0, 0.5, 1], "size": [3, 5], "name": ["a"]}
     expected = [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
-    assert sweeps.expand(given) == expected and len(expected) == 6
+    assert sweeps._expand(given) == expected and len(expected) == 6
 
 
 @pytest.mark.parametrize(
@@ -116,7 +140,7 @@ def test_any_executor_serves_and_a_second_call_runs_nothing(tasks, marks, tmp_pa
         again = sweeps.sweep("sweep_tasks:square", grid(marks, [1, 2, 3, 4]), **options)
     assert [row["square"] for row in again] == [1, 4, 9, 16]
     assert [runs(marks, value) for value in (1, 2, 3, 4)] == [1, 1, 1, 1]
-    assert sorted(row["value"] for row in sweeps.finished(tmp_path / "out")) == [1, 2, 3, 4]
+    assert sorted(row["value"] for row in finished(tmp_path / "out")) == [1, 2, 3, 4]
 
 
 @posix
@@ -138,7 +162,101 @@ def test_a_point_that_always_kills_its_worker_is_reported_and_the_others_run(tas
             tasks.deadly, grid(marks, [1, 2, 3, 4]), folder=tmp_path / "out", attempts=2, progress=False
         )
     assert runs(marks, 2) == 2
-    assert sorted(row["value"] for row in sweeps.finished(tmp_path / "out")) == [1, 3, 4]
+    assert sorted(row["value"] for row in finished(tmp_path / "out")) == [1, 3, 4]
+
+
+@posix
+@pytest.mark.parametrize("local", [True, False], ids=["processes", "threads"])
+def test_a_point_that_leaves_is_reported_and_the_others_are_kept(tasks, marks, tmp_path, local):
+    values = [0, 1, 2, 3, 4] if local else [0, 1, 2, 4]  # _exit in a thread would end this process
+    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError) as failure:
+        sweeps.sweep(
+            tasks.leaving, grid(marks, values), folder=tmp_path / "out", attempts=1, progress=False,
+            executor=None if local else pool,
+        )  # fmt: skip
+    said = str(failure.value).splitlines()
+    expected = {1: "SystemExit: enough", 2: "KeyboardInterrupt", 3: "its worker died in each of 1 attempts"}
+    assert len(said) == len(values) - 1 and f"{len(values) - 2} of {len(values)} points failed" in said[0]
+    for value in set(values) & set(expected):
+        assert any(f'"value": {value}' in line and expected[value] in line for line in said[1:])
+    assert sorted(row["value"] for row in finished(tmp_path / "out")) == [0, 4]
+
+
+def test_a_result_does_not_take_the_name_of_a_parameter(tasks, tmp_path):
+    options = {"folder": tmp_path / "out", "progress": False}
+    with (
+        ThreadPoolExecutor(1) as pool,
+        pytest.raises(RuntimeError, match=r"ValueError: .*\['value'\], which are"),
+    ):
+        sweeps.sweep(tasks.shadow, {"value": [1]}, executor=pool, **options)
+    assert not finished(tmp_path / "out")
+
+
+MODULES = {
+    "own.py": "import own_helper\nfrom own_rooms import part\n\ndef task(point):\n    "
+    "from own_late import late\n    return {'sum': own_helper.one() + part.two() + late() + add()}\n\n"
+    "def add():\n    return 1\n",
+    "own_helper.py": "def one():\n    return 10\n",
+    "own_late.py": "def late():\n    return 1000\n",
+    "own_rooms/__init__.py": "",
+    "own_rooms/part.py": "from .deep import DEEP\n\ndef two():\n    return DEEP\n",
+    "own_rooms/deep.py": "DEEP = 100\n",
+}
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A task that uses another function of its module, another module, a package and a late import."""
+    (tmp_path / "code" / "own_rooms").mkdir(parents=True)
+    for name, text in MODULES.items():
+        (tmp_path / "code" / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    yield tmp_path / "code"
+    for name in [name for name in sys.modules if name.startswith("own")]:
+        del sys.modules[name]
+
+
+def run_own(folder):
+    """Run the task anew, as after a restart."""
+    for name in [name for name in sys.modules if name.startswith("own")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    with ThreadPoolExecutor(1) as pool:
+        rows = sweeps.sweep("own:task", {"a": [1]}, folder=folder, executor=pool, progress=False)
+    return rows[0]["sum"], len(list(folder.glob("*.json")))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        ("own.py", "return 1\n", "return 21\n", 1131),
+        ("own_helper.py", "10", "330", 1431),
+        ("own_late.py", "1000", "4000", 4111),
+        ("own_rooms/deep.py", "100", "5500", 6511),
+    ],
+)
+def test_a_changed_helper_is_run_again(own, tmp_path, file, old, new, expected):
+    assert run_own(tmp_path / "out") == (1111, 1) == run_own(tmp_path / "out")
+    (own / file).write_text(MODULES[file].replace(old, new))
+    assert run_own(tmp_path / "out") == (expected, 2)
+    (own / "apart.py").write_text("not used")
+    assert run_own(tmp_path / "out") == (expected, 2)
+
+
+def test_a_changed_galnb_is_run_again(tasks, notebook, tmp_path, monkeypatch):
+    package = tmp_path / "galnb"
+    shutil.copytree(
+        Path(sweeps.__file__).parent, package, ignore=shutil.ignore_patterns("*.safetensors", "*.npz")
+    )
+    monkeypatch.setattr(sweeps, "__file__", str(package / "sweeps.py"))
+    for run in (tasks.echo, sweeps._Notebook(notebook)):
+        before = sweeps._name_and_code(run)
+        assert sweeps._name_and_code(run) == before
+        for name in ("files.py", "images/__init__.py", "weights/index.json"):
+            (package / name).write_text((package / name).read_text() + "\n")
+            after = sweeps._name_and_code(run)
+            assert after != before, name
+            before = after
 
 
 def test_only_failed_points_are_repeated(tasks, marks, tmp_path):
@@ -151,14 +269,17 @@ def test_only_failed_points_are_repeated(tasks, marks, tmp_path):
         (marks / "mended").write_text("")
         assert len(sweeps.sweep(tasks.flaky, grid(marks, [1, 2, 3]), **options)) == 3
         assert [runs(marks, value) for value in (1, 2, 3)] == [1, 1, 1]
-        with pytest.raises(RuntimeError, match=r"2 of 2(.|\n)*JSON compliant(.|\n)*returned a object"):
-            sweeps.sweep(tasks.odd, grid(marks, [1, 2]), **options)
+        with pytest.raises(
+            RuntimeError,
+            match=r"3 of 3(.|\n)*JSON compliant(.|\n)*returned a object(.|\n)*returned NoneType; exp",
+        ):
+            sweeps.sweep(tasks.odd, grid(marks, [0, 1, 2]), **options)
 
 
 @posix
 def test_a_dask_cluster_loses_a_worker_but_no_point(tasks, marks, tmp_path):
     distributed = pytest.importorskip("distributed")
-    points, out = sweeps.expand(grid(marks, list(range(6)), seconds=0.3)), tmp_path / "out"
+    points, out = sweeps._expand(grid(marks, list(range(6)), seconds=0.3)), tmp_path / "out"
     local = {"dashboard_address": None, "local_directory": str(tmp_path)}
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, **local) as cluster,
@@ -223,7 +344,7 @@ def test_a_kernel_that_does_not_start_is_started_again(notebook, tmp_path, monke
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     task = sweeps._Notebook(notebook)
     assert task({"sigma": 2}, tmp_path / "a")["twice"] == 4 and not failures
-    failures[:] = ["Kernel died before replying to kernel_info"] * sweeps.STARTS
+    failures[:] = ["Kernel died before replying to kernel_info"] * sweeps._STARTS
     with pytest.raises(RuntimeError, match="Kernel died"):
         task({"sigma": 2}, tmp_path / "b")
     failures[:] = ["another trouble"]
@@ -249,12 +370,15 @@ def test_bad_input_is_one_sentence(tasks, tmp_path, capsys):
         sweeps.sweep("sweep_tasks:cube", {"value": [1]}, **options)
     with pytest.raises(ValueError, match="expected a function"):
         sweeps.sweep(print, {"value": [1]}, **options)
-    with pytest.raises(ValueError, match="workers is 0"):
+    with pytest.raises(ValueError, match="workers=0"):
         sweeps.sweep(tasks.square, {"value": [1]}, workers=0, **options)
     assert not Path(options["folder"]).exists()
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/mine.json").write_text(json.dumps([1]))
-    with pytest.raises(ValueError, match="no result of a sweep"):
-        sweeps.finished(tmp_path / "other")
+    with ThreadPoolExecutor(1) as pool:
+        options["executor"] = pool
+        sweeps.sweep(tasks.echo, {"value": [1]}, **options)
+        for path in (tmp_path / "out").glob("*.json"):
+            path.write_text(json.dumps([1]))
+        with pytest.raises(ValueError, match="no result of a sweep"):
+            sweeps.sweep(tasks.echo, {"value": [1]}, **options)
     assert command_line.main(["sweep", "sweep_tasks:square", "--grid", "value"]) == 2
     assert "expected NAME=VALUE" in capsys.readouterr().err
