@@ -172,7 +172,7 @@ def pair_batches(pixels: torch.Tensor, *, batch_size: int, seed: int) -> Callabl
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         chosen = pixels[torch.randperm(len(pixels), generator=generator)[: batch_size // 2]]
         turn = int(torch.randint(8, (), generator=generator))
-        segments, truth, _ = pairs(batches.turned(chosen, turn), generator)
+        segments, truth, _ = pairs(images.turned(chosen, turn), generator)
         return {"images": truth, "condition": segments}
 
     return feed

@@ -263,7 +263,7 @@ def _cutout(
     high = high if high > low else low + 1.0  # a constant image shows as black
     if nan_pixels := int((~finite).sum()):
         said = f"{nan_pixels} of {finite.size} values are no finite numbers; they are shown as {low:.4g}"
-        warnings.warn(f"{name}: {said}", stacklevel=4)
+        warnings.warn(f"{Path(name).name}: {said}", stacklevel=4)
     fraction = ((np.where(finite, values, low) - low) / (high - low)).clip(0, 1)
     record = {
         "nan_pixels": nan_pixels, "sky_level": level, "sky_noise": noise, "unit": header.get("BUNIT"),

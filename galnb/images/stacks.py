@@ -1,1 +1,0 @@
-from galnb.images.readers import Stack, open_stack  # noqa: F401

@@ -1,2 +1,0 @@
-from galnb.images.readers import FITS, PICTURES  # noqa: F401
-from galnb.images.sources import read_upload  # noqa: F401
