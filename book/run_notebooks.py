@@ -172,7 +172,7 @@ def _data(sources: str, modules: set[Path], root: Path) -> list[Path]:
 
 
 def _plain_python(source: str) -> str:
-    return re.sub(r"^\s*[%!].*$", "pass", source, flags=re.MULTILINE)
+    return re.sub(r"^([ \t]*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)
 
 
 def _execute(path: Path, folder: Path, parameters: dict, root: Path) -> dict:

@@ -187,7 +187,7 @@ def _name_and_code(run: _Task) -> tuple[str, str]:
         cells = json.loads(run.path.read_text(encoding="utf-8"))["cells"]
         name, source = run.path.stem, ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
         with contextlib.suppress(SyntaxError):  # the run itself reports it
-            plain = re.sub(r"(?m)^\s*[%!].*$", "pass", "\n".join(source))
+            plain = re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", "\n".join(source))
             finder.scan_code(compile(plain, name, "exec"), finder.add_module("__main__"))
     else:
         name, source = run.__name__.strip("<>"), f"{run.__module__}.{run.__qualname__}"

@@ -15,6 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from book.render import pack, substitutions
 from book.run_notebooks import (
     Executed,
+    _plain_python,
     cache_key,
     check_parameters,
     galnb_modules,
@@ -158,6 +159,11 @@ def test_key_reacts_to_parameters_and_code(root):
     keys = [cache_key(path, {"seed": 0}, root), cache_key(path, {"seed": 1}, root)]
     edit(path, "import first", "import second")
     assert len({*keys, cache_key(path, {"seed": 0}, root)}) == 3
+
+
+def test_code_below_a_magic_command_is_still_read(root):
+    source = "if not there:\n    %pip install galnb\nfrom galnb import second\n!ls"
+    assert names_of(galnb_modules(_plain_python(source), root), root) >= {"second.py", "third.py"}
 
 
 def test_key_ignores_prose_and_what_the_notebook_does_not_use(root):
