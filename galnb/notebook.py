@@ -11,6 +11,7 @@ import platform
 import re
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +147,7 @@ def _device(device: str) -> torch.device:
         torch.empty(0, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(
-            f"device is {device!r}, which PyTorch cannot use here; take 'auto' or 'cpu'"
-        ) from error
+        raise ValueError(f"PyTorch cannot use the device {device!r} here; take 'auto' or 'cpu'") from error
 
 
 def _device_sentence(preset: str, device: torch.device) -> str:
@@ -202,23 +201,19 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
 def _peak_memory_gib() -> float | None:
     """Return the largest resident memory of this process so far; None where the system does not tell."""
-    try:  # Linux hands ru_maxrss down from the parent process, so read the process's own mark there
+    with suppress(OSError, TypeError):  # Linux hands ru_maxrss down from the parent: read the own mark there
         status = Path("/proc/self/status").read_text()
         return round(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**20, 3)
-    except (OSError, TypeError):
-        pass
-    try:
+    with suppress(ImportError):
         import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
+    return None
