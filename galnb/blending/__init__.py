@@ -1,4 +1,7 @@
-"""Perturb galaxies, blend N of them by a named rule, return the truth and the footprint of each."""
+"""Perturb galaxies, blend N of them by a named rule, return the truth and the footprint of each.
+
+Chapter 02, Blending. Images of any floating type are taken; what comes out is float32.
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,27 +11,21 @@ import torch
 from torch.nn import functional as F
 
 from galnb.blending.fills import FILLS
+from galnb.checks import at_least, check_generator, one_of
 from galnb.images import check_images
+from galnb.images.sky import ring_level
 
 
 @dataclass(frozen=True)
 class Perturbation:
     """Say from which ranges the mirroring, turn, size and place of a second galaxy are drawn.
 
-    Parameters
-    ----------
-    flip, rotate : bool
-        Mirror each axis with probability 1/2; turn by an angle uniform in [0, 2 pi).
-    scale : (float, float)
-        Bounds of the magnification, drawn log-uniformly; 0.5 shows a galaxy at half its size.
-    shift : (float, float)
-        Bounds of the distance from the centre along each axis, as a fraction of the stamp's side.
-    fill : str
-        What stands where the warped image has no data, a key of `galnb.blending.fills.FILLS`.
+    flip, rotate: mirror each axis with probability 1/2; turn by an angle uniform in [0, 2 pi).
+    scale: bounds of the magnification, drawn log-uniformly; 0.5 shows a galaxy at half its size.
+    shift: bounds of the distance from the centre along each axis, as a fraction of the stamp's side.
+    fill: what stands where the warped image has no data, a key of `galnb.blending.fills.FILLS`.
 
-    Notes
-    -----
-    The ranges of Reiman and Göhre (2019), MNRAS 485, 2617. A wrong value is a ValueError. Chapter: Blending
+    The ranges of Reiman and Göhre (2019), MNRAS 485, 2617.
     """
 
     flip: bool = True
@@ -43,30 +40,19 @@ class Perturbation:
             raise ValueError(f"scale is {self.scale}; expected two finite numbers, 0 < low <= high")
         if not 0 <= self.shift[0] <= self.shift[1] < 1:
             raise ValueError(f"shift is {self.shift}; expected fractions of the side, 0 <= low <= high < 1")
-        if self.fill not in FILLS:
-            raise ValueError(f"fill is {self.fill!r}; expected one of {sorted(FILLS)}")
+        one_of("fill", self.fill, FILLS)
 
 
 @dataclass(frozen=True)
 class Blends:
-    """Hold blended images with their truth.
+    """Hold blended images with their truth; shapes that disagree are a ValueError.
 
-    Parameters
-    ----------
-    blended : torch.Tensor
-        (B, C, H, W) in [0, 1].
-    galaxies : torch.Tensor
-        (B, N, C, H, W) in [0, 1]: what went in; galaxy 0 is centred and unperturbed.
-    footprints : torch.Tensor
-        (B, N, 1, H, W) bool: True where a pixel rests on image data alone, False where fill took part.
-    offsets : torch.Tensor
-        (B, N, 2): place of each galaxy, x to the right and y down from the stamp's centre, in pixels.
-    scales : torch.Tensor
-        (B, N): magnification of each galaxy.
-
-    Notes
-    -----
-    Shapes that disagree are a ValueError. Chapter: Blending
+    blended: (B, C, H, W) in [0, 1].
+    galaxies: (B, N, C, H, W) in [0, 1]: what went in; galaxy 0 is centred and unperturbed.
+    footprints: (B, N, 1, H, W) bool: True where a pixel rests on image data alone, False where fill took
+        part.
+    offsets: (B, N, 2): place of each galaxy, x to the right and y down from the stamp's centre, in pixels.
+    scales: (B, N): magnification of each galaxy.
     """
 
     blended: torch.Tensor
@@ -90,30 +76,23 @@ class Blends:
         return len(self.blended)
 
 
-def blend_max(galaxies: torch.Tensor) -> torch.Tensor:
-    """Take the maximum of (B, N, C, H, W) per pixel and channel: the brightest hides the rest.
-
-    Chapter: Blending
-    """
+def _blend_max(galaxies: torch.Tensor) -> torch.Tensor:
+    """Take the maximum of (B, N, C, H, W) per pixel and channel: the brightest hides the rest."""
     return reduce(torch.maximum, galaxies.unbind(1))
 
 
-def blend_sum(galaxies: torch.Tensor) -> torch.Tensor:
-    """Add the light of (B, N, C, H, W) above one common sky, cut to [0, 1].
+def _blend_sum(galaxies: torch.Tensor) -> torch.Tensor:
+    """Add the light of (B, N, C, H, W) above one common sky: first + sum(others - sky), cut to [0, 1].
 
-    Notes
-    -----
-    first + sum(others - sky); sky = per-channel median of the outermost ring of pixels of the first. Where a
-    zero fill stands in another galaxy, the sum falls below the sky of the first. Chapter: Blending
+    The sky is that of the ring of the first. Where a zero fill stands in another galaxy, the sum falls below
+    it.
     """
-    first = galaxies[:, 0]
-    sides = [first[..., 0, :], first[..., -1, :], first[..., 1:-1, 0], first[..., 1:-1, -1]]
-    sky = torch.cat(sides, -1).quantile(0.5, -1)[..., None, None]
+    sky = ring_level(galaxies[:, 0])
     return (galaxies.sum(1) - (galaxies.shape[1] - 1) * sky).clamp(0, 1)
 
 
-BLEND_RULES = {"max": blend_max, "sum": blend_sum}
-PIECE = 2**22  # input values that are warped at a time
+BLEND_RULES = {"max": _blend_max, "sum": _blend_sum}
+_PIECE = 2**22  # input values that are warped at a time
 
 
 def make_blends(
@@ -129,39 +108,23 @@ def make_blends(
 ) -> Blends:
     """Blend every image with `count - 1` perturbed others.
 
-    Parameters
-    ----------
-    images : torch.Tensor
-        (B, C, H, W) in [0, 1]; image i is galaxy 0 of blend i.
-    rule : str
-        How light adds up, a key of `BLEND_RULES`.
-    count : int
-        Galaxies in each blend, at least 2; no image is drawn twice for one blend.
-    perturbation : Perturbation
-        Ranges and fill of the warp.
-    generator : torch.Generator
-        Source of all randomness. Equal seeds give equal geometry under every fill and rule.
-    crop, size : int, optional
-        Side of the centred square that is kept after the warp, in pixels (the warp sees the whole image), and
-        side of the stamps, by box averages of crop / size pixels. Defaults: the shorter side, and `crop`.
-    partners : torch.Tensor, optional
-        (M, C, H', W') in [0, 1], of which the perturbed galaxies are drawn in place of `images`.
-        If it holds the images too, one may meet itself, as in the code of Reiman and Göhre.
+    images: (B, C, H, W) in [0, 1]; image i is galaxy 0 of blend i.
+    rule: how light adds up, a key of `BLEND_RULES`.
+    count: galaxies in each blend, at least 2; no image is drawn twice for one blend.
+    perturbation: ranges and fill of the warp.
+    generator: source of all randomness. Equal seeds give equal geometry under every fill and rule.
+    crop: side of the centred square that is kept after the warp, which sees the whole image; default: all.
+    size: side of the stamps, by box averages of crop / size pixels; default: `crop`.
+    partners: (M, C, H', W') in [0, 1], of which the perturbed galaxies are drawn in place of `images`. If it
+        holds the images too, one may meet itself, as in the code of Reiman and Göhre.
 
-    Raises
-    ------
-    ValueError
-        If a name is unknown, sizes do not fit, or there are too few images.
-
-    Notes
-    -----
-    Galaxy Zoo as in Reiman and Göhre (2019): 424-px images, ``crop=240, size=80``. Chapter: Blending
+    Galaxy Zoo as in Reiman and Göhre (2019): 424-px images, `crop=240, size=80`.
     """
-    check_images(images)
-    if partners is not None:
-        check_images(partners, name="partners")
-    if rule not in BLEND_RULES:
-        raise ValueError(f"rule is {rule!r}; expected one of {sorted(BLEND_RULES)}")
+    images = check_images(images)
+    partners = None if partners is None else check_images(partners, name="partners")
+    one_of("rule", rule, BLEND_RULES)
+    at_least(2, count=count)
+    check_generator(generator)
     bank = images if partners is None else partners
     crop, size = _fitting_sizes(images, bank, crop, size)
     others = _draw_others(len(images), bank, count, generator, with_self=partners is not None)
@@ -170,7 +133,7 @@ def make_blends(
     footprints = torch.ones(len(images), count, 1, size, size, dtype=torch.bool, device=images.device)
     galaxies[:, 0] = _shrink(_centre(images, crop), size)
     # In pieces, whose intermediate results stay small: faster for large images, and memory is bounded.
-    for part in torch.arange(len(images)).split(max(1, PIECE // bank[:1].numel() // (count - 1))):
+    for part in torch.arange(len(images)).split(max(1, _PIECE // bank[:1].numel() // (count - 1))):
         piece = slice(int(part[0]), int(part[-1]) + 1)
         grid, covered = _sampling_grid(matrix[piece].flatten(0, 1), shift[piece].flatten(0, 1), bank, crop)
         pixels = FILLS[perturbation.fill](bank[others[piece].flatten()], grid, generator)
@@ -183,57 +146,37 @@ def make_blends(
 def fixed_shift_blends(images: torch.Tensor, *, shift: int = 50, generator: torch.Generator) -> Blends:
     """Blend each image with another one, `shift` pixels to the right, by the per-pixel maximum.
 
-    Parameters
-    ----------
-    images : torch.Tensor
-        (B, C, H, W) in [0, 1], at least two; the report's are 424-px Galaxy Zoo images.
-    shift : int
-        Pixels, 0 <= shift < W, else a ValueError; the strip left behind is 0.
-    generator : torch.Generator
-        Draws the pairs.
+    images: (B, C, H, W) in [0, 1], at least two; the report's are 424-px Galaxy Zoo images.
+    shift: pixels, 0 <= shift < W; the strip left behind is 0. generator: draws the pairs.
 
-    Notes
-    -----
     The geometry of Usaid, Ahmed and Jamal, "Deblending Galaxies Using Generative Adversarial Networks" (Habib
-    University). Chapter: Blending
+    University).
     """
-    check_images(images)
+    images = check_images(images)
+    at_least(0, shift=shift)
+    check_generator(generator)
     batch, _, height, width = images.shape
-    if not 0 <= shift < width:
+    if shift >= width:
         raise ValueError(f"shift is {shift}; expected 0 <= shift < {width}, the width of the images")
     second = images[_draw_others(batch, images, 2, generator)[:, 0], :, :, : width - shift]
     galaxies = torch.stack([images, F.pad(second, (shift, 0))], 1)
     footprints = torch.ones(batch, 2, 1, height, width, dtype=torch.bool, device=images.device)
     footprints[:, 1, ..., :shift] = False
     offsets = images.new_tensor([[0, 0], [shift, 0]]).repeat(batch, 1, 1)
-    return Blends(blend_max(galaxies), galaxies, footprints, offsets, images.new_ones(batch, 2))
+    return Blends(_blend_max(galaxies), galaxies, footprints, offsets, images.new_ones(batch, 2))
 
 
 def segment(blends: Blends, *, noise: float, generator: torch.Generator) -> torch.Tensor:
     """Invert a maximum blend: give each galaxy the pixels that it won, and noise elsewhere.
 
-    Parameters
-    ----------
-    blends : Blends
-        Blends with their truth.
-    noise : float
-        Standard deviation of the Gaussian noise in the removed pixels, >= 0, else a ValueError.
-    generator : torch.Generator
-        Draws the noise.
+    noise: standard deviation of the Gaussian noise in the removed pixels, >= 0. generator: draws it.
 
-    Returns
-    -------
-    torch.Tensor
-        (B, N, C, H, W) in [0, 1]: "half galaxies".
-
-    Notes
-    -----
-    The report of `fixed_shift_blends` does not state its exact rule. Ours: a galaxy keeps the pixels where
-    its luminance (mean of channels) is the highest, {B = x} and {B = y}; on a tie both do. A removed pixel
-    is 0 plus the noise, cut to [0, 1]. Chapter: Blending
+    Returns (B, N, C, H, W) in [0, 1], "half galaxies". The report of `fixed_shift_blends` does not state its
+    exact rule. Ours: a galaxy keeps the pixels where its luminance (mean of channels) is the highest, {B =
+    x} and {B = y}; on a tie both do. A removed pixel is 0 plus the noise, cut to [0, 1].
     """
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"noise is {noise}; expected a standard deviation >= 0")
+    at_least(0.0, noise=noise)
+    check_generator(generator)
     luminance = blends.galaxies.mean(2, keepdim=True)
     kept = luminance == luminance.amax(1, keepdim=True)
     drawn = noise * torch.randn(blends.galaxies.shape, generator=generator, device=generator.device)
@@ -243,8 +186,9 @@ def segment(blends: Blends, *, noise: float, generator: torch.Generator) -> torc
 def _fitting_sizes(images, bank, crop, size) -> tuple[int, int]:
     crop = min(images.shape[-2:]) if crop is None else crop
     size = crop if size is None else size
-    if crop < 1 or size < 1 or crop % size:
-        raise ValueError(f"crop is {crop}, size {size}; expected positive sizes, crop a multiple of size")
+    at_least(1, crop=crop, size=size)
+    if crop % size:
+        raise ValueError(f"crop is {crop}, size {size}; expected crop to be a multiple of size")
     margins = [side - crop for side in images.shape[-2:]]
     if min(margins) < 0 or any(margin % 2 for margin in margins):
         raise ValueError(
@@ -258,8 +202,6 @@ def _fitting_sizes(images, bank, crop, size) -> tuple[int, int]:
 def _draw_others(batch, bank, count, generator, *, with_self=False) -> torch.Tensor:
     """(batch, count - 1) indices into the bank, distinct within a blend and, without self, from its own."""
     needed = count - 1 if with_self else count
-    if count < 2:
-        raise ValueError(f"count is {count}; expected at least 2 galaxies in a blend")
     if len(bank) < needed:
         raise ValueError(f"got {len(bank)} images for blends of {count} galaxies; expected at least {needed}")
     lots = torch.rand(batch, len(bank), generator=generator, device=generator.device)

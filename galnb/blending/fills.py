@@ -1,91 +1,65 @@
 """Fill what a warped image leaves uncovered: zeros, reflection, or noise like the image's own sky.
 
-Each fill takes `frames` (K, C, H, W) in [0, 1], the sampling `grid` (K, h, w, 2) of
-`torch.nn.functional.grid_sample` (align_corners=False) and a `generator`; it returns samples (K, C, h, w).
+Chapters 02 (Blending) and 09 (The phantom boundary). Each fill takes `frames` (K, C, H, W) in [0, 1], the
+sampling `grid` (K, h, w, 2) of `torch.nn.functional.grid_sample` (align_corners=False) and a `generator`; it
+returns samples (K, C, h, w) of the grid's type.
 """
 
 import torch
 from torch.nn import functional as F
 
-PARTS = 8  # a sky patch measures 1/8 of the shorter side ...
-PATCHES = 16  # ... and the darkest 16 of the 28 patches along the border are taken for sky
+from galnb.checks import check_generator
+from galnb.images.sky import PATCHES, border_noise, border_patches
 
 
 def fill_zeros(frames: torch.Tensor, grid: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Sample with exact zeros outside, the default of most libraries.
-
-    Chapter: Blending
-    """
-    return F.grid_sample(frames, grid, align_corners=False)
+    """Sample with exact zeros outside, the default of most libraries."""
+    return F.grid_sample(frames.to(grid.dtype), grid, align_corners=False)
 
 
-def fill_reflect(frames: torch.Tensor, grid: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Sample frames that are mirrored at their edges.
-
-    Chapter: Blending
-    """
-    return F.grid_sample(frames, grid, padding_mode="reflection", align_corners=False)
+def _fill_reflect(frames: torch.Tensor, grid: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Sample frames that are mirrored at their edges."""
+    return F.grid_sample(frames.to(grid.dtype), grid, padding_mode="reflection", align_corners=False)
 
 
 def fill_noise(frames: torch.Tensor, grid: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Sample frames that lie in an endless sky of noise with the statistics of their own sky.
+    """Sample frames that lie in an endless sky of noise with the statistics of their own sky (`sky_tile`).
 
-    Raises
-    ------
-    ValueError
-        If the frames are smaller than 32 px: their sky cannot be measured.
-
-    Notes
-    -----
-    The sky (`sky_tile`) is resampled as the image is. Noise drawn in the stamp itself would be too strong: a
-    shrunken, averaged sky is calmer than the one in the frame. Chapter: Blending
+    The sky is resampled as the image is. Noise drawn in the stamp itself would be too strong: a shrunken,
+    averaged sky is calmer than the one in the frame. Frames below 32 px are a ValueError.
     """
     tile = sky_tile(frames, generator=generator)
     side = tile.shape[-1]
     half = grid.new_tensor([frames.shape[-1] / 2, frames.shape[-2] / 2])
     position = (grid + 1) * half  # px from the corner of the frame
     wrapped = (position.remainder(side) + 1) * (2 / (side + 2)) - 1  # the tile gets a rim of one wrapped px
-    sky = F.grid_sample(F.pad(tile, (1, 1, 1, 1), mode="circular"), wrapped, align_corners=False)
+    tile = F.pad(tile.to(grid.dtype), (1, 1, 1, 1), mode="circular")
+    sky = F.grid_sample(tile, wrapped, align_corners=False)
     # Bilinear weight of real pixels: 1 as far as the centre of the last pixel, 0 one pixel further out.
     weight = ((1 - grid.abs()) * half + 0.5).clamp_(0, 1).prod(-1)[:, None]
-    return F.grid_sample(frames, grid, align_corners=False) + (1 - weight) * sky
+    return fill_zeros(frames, grid, generator) + (1 - weight) * sky
 
 
 def sky_tile(frames: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
     """Draw noise that cannot be told from the sky of each frame.
 
-    Parameters
-    ----------
-    frames : torch.Tensor
-        (K, C, H, W) in [0, 1], at least 32 px wide and high.
-    generator : torch.Generator
-        Draws the noise.
+    frames: (K, C, H, W) in [0, 1], at least 32 px wide and high, else a ValueError. generator: draws the
+        noise.
 
-    Returns
-    -------
-    torch.Tensor
-        (K, C, S, S), periodic, S = the power of two up to the shorter side.
-
-    Raises
-    ------
-    ValueError
-        If the frames are smaller.
-
-    Notes
-    -----
-    Spot noise (Galerne, Gousseau and Morel 2011, IEEE Trans. Image Process. 20, 257): white noise convolved
-    with patches of sky has their covariance between neighbours and between channels. Its Gaussian values are
-    mapped, channel by channel, to the quantiles of the patches: the sky of an 8-bit image is skewed and cut
-    at 0. On 400 Galaxy Zoo images at 0.4, 0.5 and 0.65 of their size 96, 97, 93 % of fills pass a two-sample
-    (Kolmogorov-Smirnov) test at the 1 % level against their own sky; its upper half against its lower half
-    passes in 98, 94 and 92 %. Chapter: Blending
+    Returns (K, C, S, S), periodic, S = the power of two up to the shorter side. Spot noise (Galerne,
+    Gousseau and Morel 2011, IEEE Trans. Image Process. 20, 257): white noise convolved with patches of sky
+    has their covariance between neighbours and between channels. Its Gaussian values are mapped, channel by
+    channel, to
+    the quantiles of the patches: the sky of an 8-bit image is skewed and cut at 0. On 400 Galaxy Zoo images
+    at 0.4, 0.5 and 0.65 of their size 96, 97, 93 % of fills pass a two-sample (Kolmogorov-Smirnov) test at
+    the 1 % level against their own sky; its upper half against its lower half passes in 98, 94 and 92 %.
     """
-    _check_side(frames)
+    check_generator(generator)
     side = 2 ** (min(frames.shape[-2:]).bit_length() - 1)
-    patches = _sky_patches(frames)  # (K, C, PATCHES, p, p)
+    patches = border_patches(frames)  # (K, C, PATCHES, p, p)
     spots = (patches - patches.mean((2, 3, 4), keepdim=True)).unflatten(2, (4, PATCHES // 4))
     spots = spots.transpose(3, 4).flatten(4, 5).flatten(2, 3)  # one sheet, 4 patches high, 4 wide
-    white = torch.randn(len(frames), 1, side, side, generator=generator, device=generator.device).to(frames)
+    white = torch.randn(len(frames), 1, side, side, generator=generator, device=generator.device).to(patches)
     noise = torch.fft.irfft2(torch.fft.rfft2(white) * torch.fft.rfft2(spots, s=(side, side)), s=(side, side))
     noise = noise - noise.mean((2, 3), keepdim=True)
     noise = noise / noise.square().mean((2, 3), keepdim=True).sqrt().clamp_min(1e-12)  # a flat sky stays flat
@@ -94,55 +68,25 @@ def sky_tile(frames: torch.Tensor, *, generator: torch.Generator) -> torch.Tenso
     return _to_quantiles(noise, values.sort(-1).values)
 
 
-def sky_noise(images: torch.Tensor) -> torch.Tensor:
-    """Measure the noise of the sky of (K, C, H, W), at least 32 px: standard deviation (K, C).
-
-    Notes
-    -----
-    1.4826 times the median absolute deviation from the median of each of the darkest patches at the border.
-    Chapter: The phantom boundary
-    """
-    _check_side(images)
-    patches = _sky_patches(images).flatten(3)
-    return 1.4826 * (patches - patches.median(3, keepdim=True).values).abs().flatten(2).median(2).values
-
-
 def restore_noise(
     images: torch.Tensor, originals: torch.Tensor, *, generator: torch.Generator
 ) -> torch.Tensor:
     """Add the sky noise that resampling took away.
 
-    Parameters
-    ----------
-    images : torch.Tensor
-        (K, C, H, W) in [0, 1]: what a warp left, without fill of zeros.
-    originals : torch.Tensor
-        (K, C, H', W') in [0, 1]: the images before, at the pixel scale of `images`; at least 32 px.
-    generator : torch.Generator
-        Draws the noise.
+    images: (K, C, H, W) in [0, 1]: what a warp left, without fill of zeros.
+    originals: (K, C, H', W') in [0, 1]: the images before, at the pixel scale of `images`; at least 32 px.
+    generator: draws the noise.
 
-    Returns
-    -------
-    torch.Tensor
-        (K, C, H, W), clipped to [0, 1].
-
-    Raises
-    ------
-    ValueError
-        If numbers of images or channels differ, or images are too small.
-
-    Notes
-    -----
-    What is added looks like the sky of the original (`sky_tile`) and has the variance that is missing; an
-    image that is noisier than its original stays as it is. On 300 Galaxy Zoo stamps, turned and moved,
-    the noise was 0.84 of the original's in the median (16 to 84 %: 0.77 to 0.93), and restored 1.00 (0.96 to
-    1.04). Chapter: The phantom boundary
+    Returns (K, C, H, W), clipped to [0, 1]. What is added looks like the sky of the original (`sky_tile`)
+    and has the variance that is missing; an image that is noisier than its original stays as it is. On 300
+    Galaxy Zoo stamps, turned and moved, the noise was 0.84 of the original's in the median (16 to 84 %: 0.77
+    to 0.93), and restored 1.00 (0.96 to 1.04).
     """
     if images.shape[:2] != originals.shape[:2]:
         raise ValueError(
             f"got {tuple(images.shape)} and {tuple(originals.shape)}: images, channels must match"
         )
-    wanted, found = sky_noise(originals), sky_noise(images)
+    wanted, found = border_noise(originals), border_noise(images)
     tile = sky_tile(originals, generator=generator)
     tile = tile - tile.mean((2, 3), keepdim=True)
     own = (1.4826 * tile.flatten(2).abs().median(2).values).clamp_min(1e-12)
@@ -150,23 +94,6 @@ def restore_noise(
     times = [-(-size // tile.shape[-1]) for size in images.shape[-2:]]
     noise = tile.repeat(1, 1, *times)[..., : images.shape[-2], : images.shape[-1]]
     return (images + missing[..., None, None] * noise).clamp(0, 1)
-
-
-def _check_side(images: torch.Tensor) -> None:
-    if min(images.shape[-2:]) < 32:
-        raise ValueError(f"got images of {tuple(images.shape[-2:])} px, noise fill needs at least 32 x 32")
-
-
-def _sky_patches(frames: torch.Tensor) -> torch.Tensor:
-    """(K, C, PATCHES, p, p): the darkest of the patches along the border."""
-    p = min(frames.shape[-2:]) // PARTS
-    rows, columns = frames.shape[-2] // p, frames.shape[-1] // p
-    blocks = frames[..., : rows * p, : columns * p].unflatten(-1, (columns, p)).unflatten(-3, (rows, p))
-    edge = torch.ones(rows, columns, dtype=torch.bool, device=frames.device)
-    edge[1:-1, 1:-1] = False
-    border = blocks.transpose(-3, -2)[:, :, edge]  # (K, C, patches along the border, p, p)
-    darkest = border.mean((1, 3, 4)).argsort(1)[:, None, :PATCHES, None, None]
-    return border.gather(2, darkest.expand(-1, border.shape[1], -1, p, p))
 
 
 def _to_quantiles(noise: torch.Tensor, ordered: torch.Tensor, levels: int = 256) -> torch.Tensor:
@@ -177,4 +104,4 @@ def _to_quantiles(noise: torch.Tensor, ordered: torch.Tensor, levels: int = 256)
     return torch.lerp(table.gather(2, lower), table.gather(2, lower + 1), rank - lower).view_as(noise)
 
 
-FILLS = {"zeros": fill_zeros, "reflect": fill_reflect, "noise": fill_noise}
+FILLS = {"zeros": fill_zeros, "reflect": _fill_reflect, "noise": fill_noise}

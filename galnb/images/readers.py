@@ -100,7 +100,7 @@ def central(values, size: int):
     return values[..., top : top + size, left : left + size]
 
 
-def read_fits(source: Path | io.BytesIO, name: str, take: Callable):
+def _read_fits(source: Path | io.BytesIO, name: str, take: Callable):
     """Return `take(units)` of a FITS file; a ValueError names the file that is damaged."""
     fits = optional("astropy.io.fits", extra="sky", purpose="FITS")
     try:
@@ -121,7 +121,7 @@ def fits_image(source, name: str, hdu: int | str | None):
         chosen = [i for i, title in places.items() if wanted in (None, i, title)]
         return places, [(units[i].data, units[i].header) for i in chosen[:1]]
 
-    places, image = read_fits(source, name, take)
+    places, image = _read_fits(source, name, take)
     if not image:
         known = ", ".join(f"{number} ({title})" for number, title in places.items()) or "none"
         raise ValueError(f"{name}: HDU {hdu!r} holds no 2-D or 3-D image; HDUs that do: {known}")
@@ -226,14 +226,14 @@ def _folder(path: Path) -> Stack:
 
 def _fits_planes(path: Path) -> dict[str, Callable[[], np.ndarray]]:
     """Planes of every 2-D (one image), 3-D (a stack of grey images) and 4-D (N, C, H, W) unit."""
-    shapes = read_fits(path, path, lambda units: [unit.shape if unit.is_image else () for unit in units])
+    shapes = _read_fits(path, path, lambda units: [unit.shape if unit.is_image else () for unit in units])
     planes = {}
     for unit, shape in enumerate(shapes):
         if len(shape) in (2, 3, 4) and 0 not in shape:
             for i in range(1 if len(shape) == 2 else shape[0]):
                 part = slice(None) if len(shape) == 2 else i
                 take = lambda units, unit=unit, part=part: _plane(units[unit].section[part])  # noqa: E731
-                planes[f"[{unit},{i}]"] = partial(read_fits, path, path, take)
+                planes[f"[{unit},{i}]"] = partial(_read_fits, path, path, take)
     if not planes:
         raise ValueError(f"{path}: holds no image of 2, 3 or 4 axes")
     return planes

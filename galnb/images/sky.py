@@ -7,7 +7,7 @@ ring a stamp whose galaxy ends before its edge; patches tell noise from a neighb
 import numpy as np
 import torch
 
-PARTS = 8  # a patch measures 1/8 of the shorter side ...
+_PARTS = 8  # a patch measures 1/8 of the shorter side ...
 PATCHES = 16  # ... and the darkest 16 of the 28 patches along the border are taken for sky
 
 
@@ -39,14 +39,14 @@ def ring_level(images: torch.Tensor) -> torch.Tensor:
 
 
 def border_patches(images: torch.Tensor) -> torch.Tensor:
-    """Cut out the darkest patches along the border of (K, C, H, W): (K, C, PATCHES, p, p), p = side / PARTS.
+    """Cut out the darkest patches along the border of (K, C, H, W): (K, C, PATCHES, p, p), p = side / _PARTS.
 
     Images below 32 px are a ValueError.
     """
     if min(images.shape[-2:]) < 32:
         raise ValueError(f"got images of {tuple(images.shape[-2:])} px, the sky needs at least 32 x 32")
     images = images.float()
-    p = min(images.shape[-2:]) // PARTS
+    p = min(images.shape[-2:]) // _PARTS
     rows, columns = images.shape[-2] // p, images.shape[-1] // p
     blocks = images[..., : rows * p, : columns * p].unflatten(-1, (columns, p)).unflatten(-3, (rows, p))
     edge = torch.ones(rows, columns, dtype=torch.bool, device=images.device)
