@@ -8,9 +8,9 @@ from scipy.stats import ks_2samp
 from torch.nn import functional as F
 
 from galnb import blending, phantom
-from galnb.blending.fills import fill_noise, fill_zeros, restore_noise, sky_noise
-from galnb.phantom import findings
-from galnb.phantom.auditing import audit
+from galnb.blending.fills import fill_noise, fill_zeros, restore_noise
+from galnb.images.sky import border_noise
+from galnb.phantom.auditing import SERIOUS, audit
 
 SCALES = (0.4, 0.5, 0.65)  # magnifications at which a noise fill is compared with the image's own sky
 SPACING = 4  # px between pixels that enter a test: noise of neighbours is correlated
@@ -68,9 +68,9 @@ def measure_fills(frames: torch.Tensor, *, seed: int = 0) -> dict:
         before = F.avg_pool2d(images[..., 92:332, 92:332], 3)
         # one frame at a time: each galaxy meets itself, warped
         warped = torch.cat([_warped(one[None], draw) for one in images])
-        wanted = sky_noise(before).clamp_min(1e-6)
-        left.append(sky_noise(warped) / wanted)
-        restored.append(sky_noise(restore_noise(warped, before, generator=draw)) / wanted)
+        wanted = border_noise(before).clamp_min(1e-6)
+        left.append(border_noise(warped) / wanted)
+        restored.append(border_noise(restore_noise(warped, before, generator=draw)) / wanted)
     levels = torch.tensor([0.16, 0.5, 0.84])
     noise = {
         name: torch.cat(values).mean(1).quantile(levels).tolist()
@@ -132,7 +132,7 @@ def planted(galaxies: torch.Tensor, *, seed: int = 0) -> dict:
         "planted": len(faulty),
         "auc": float(above.mean()),
         "false_alarms": float((clean > 0).float().mean()),
-        "found": float((faulty >= findings.SERIOUS).float().mean()),
+        "found": float((faulty >= SERIOUS).float().mean()),
     }
 
 
@@ -143,7 +143,7 @@ def audited(folder: Path) -> dict:
         "images": len(report.names),
         "counts": report.counts,
         "with_finding": float((report.severity > 0).float().mean()),
-        "serious": float((report.severity >= findings.SERIOUS).float().mean()),
+        "serious": float((report.severity >= SERIOUS).float().mean()),
         "blank": [report.names[f.image] for f in report.findings if f.kind == "blank"],
         "whole_set": [f.text for f in report.findings if f.image is None],
     }

@@ -13,6 +13,7 @@ from galnb import blending, phantom
 from galnb.blending.fills import FILLS, sky_tile
 from galnb.evaluation import metrics
 from galnb.gans import Gan, deblender
+from galnb.phantom.traces import straight_edges
 from galnb.relevance import polarized_relevance
 
 CHUNK = 50  # frames of 424 px in floats at a time
@@ -189,8 +190,8 @@ def relevance(gan: Gan, exam: Exam, fill: str, *, firsts: int = 100) -> dict[str
         draw = torch.Generator().manual_seed(0)
         found[reading] = edges({"positive": up, "negative": down}, exam.footprint[padded], draw)
         if reading != "black":
-            strength = phantom.straight_edges(up).strength
-            without = phantom.straight_edges(read_maps(gan, clean, exam, reading)[0]).strength
+            strength = straight_edges(up)[0]
+            without = straight_edges(read_maps(gan, clean, exam, reading)[0])[0]
             found[reading]["detection"] = detection(strength, padding[padded], without)
     return found
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage, stats
+from scipy import stats
 from torch import nn
 
 from galnb import phantom
 from galnb.blending import Perturbation, make_blends
+from galnb.phantom import _signed_distance
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_signed_distance_agrees_with_brute_force(generator):
     flags = inside.flatten().numpy()
     nearest = np.where(flags[:, None] != flags, apart, np.inf).min(1)
     expected = np.where(flags, nearest - 0.5, 0.5 - nearest).reshape(1, 9, 9)
-    np.testing.assert_allclose(phantom.signed_distance(inside).numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(_signed_distance(inside).numpy(), expected, rtol=1e-6)
 
 
 def test_interval_covers_the_mean_and_shrinks(generator):
@@ -103,20 +104,54 @@ def test_probe_sees_that_only_the_fill_decides(generator):
     assert {fill: len(score) for fill, score in probe.scores.items()} == dict.fromkeys(filled, 24)
 
 
-@pytest.mark.parametrize("angle", [0, 30])
-def test_straight_edges_are_found_with_their_angle_and_curved_ones_are_not(generator, angle):
-    maps = torch.rand(3, 1, 80, 80, generator=generator) + 0.5
-    line = np.zeros((160, 160), np.float32)
-    line[:, 80 + 28] = 1  # 28 px from the centre
-    turned = ndimage.rotate(line, angle, reshape=False, order=1)[40:120, 40:120]
-    marked = phantom.straight_edges(maps * (1 + 2 * torch.from_numpy(turned)))
-    assert (marked.strength > phantom.straight_edges(maps).strength).all()
-    assert marked.found.all()
-    off = (marked.angle - angle).abs() % 180  # of the line from the vertical, counter-clockwise
-    assert torch.minimum(off, 180 - off).median() <= 7.5
-    y, x = np.mgrid[:80, :80] - 39.5
-    ring = torch.from_numpy((np.abs(np.hypot(y, x) - 33) < 1).astype(np.float32))
-    assert phantom.straight_edges(maps * (1 + 0.5 * ring)).strength.median() < marked.strength.median()
+def judge():
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 1)
+    )
+    for parameter in model.parameters():
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_probe_leaves_a_network_as_it_was(generator, training):
+    model, images = (
+        judge(),
+        {fill: torch.rand(40, 1, 8, 8, generator=generator) for fill in ("zeros", "noise")},
+    )
+    wanted = model.eval()(images["zeros"]).detach()[:, 0]
+    model.train(training)
+    model[1].eval()  # frozen, as in fine-tuning
+    modes, before = (
+        [m.training for m in model.modules()],
+        {k: v.clone() for k, v in model.state_dict().items()},
+    )
+    probe = phantom.probe_fill(model, images)
+    torch.testing.assert_close(probe.scores["zeros"], wanted)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(RuntimeError):
+        phantom.probe_fill(model, dict.fromkeys(("zeros", "noise"), torch.rand(2, 1, 9, 9)))
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_figures_of_other_precisions_are_those_of_the_same_numbers(generator, footprint, dtype):
+    maps = (3000 * torch.rand(2, 3, 40, 40, generator=generator)).to(dtype)  # sums above what float16 holds
+    full = maps.float()
+    contrast = phantom.boundary_contrast(maps, footprint)
+    torch.testing.assert_close(contrast, phantom.boundary_contrast(full, footprint), equal_nan=True)
+    profiles = [phantom.edge_profile(given, footprint)[1] for given in (maps, full)]
+    torch.testing.assert_close(*profiles, equal_nan=True)
+    boxes = ((0, 0, 20), (20, 20, 20))
+    found, wanted = (phantom.background_histograms(given, boxes) for given in (maps[0], full[0]))
+    assert found.p_value == pytest.approx(wanted.p_value) and found.edges.isfinite().all()
+    torch.testing.assert_close(found.counts, wanted.counts)
+    same = phantom.background_histograms(maps[0], (boxes[0], boxes[0]))
+    assert same.statistic == 0 and same.p_value == 1
+    scores = phantom.probe_fill(Darkness().to(dtype), {"zeros": maps, "noise": maps}).auc
+    assert scores["zeros", "noise"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -124,12 +159,15 @@ def test_straight_edges_are_found_with_their_angle_and_curved_ones_are_not(gener
     [
         (lambda m, f: phantom.boundary_contrast(m, f.float()), "expected bool"),
         (lambda m, f: phantom.boundary_contrast(m[:1], f), "do not match"),
-        (lambda m, f: phantom.boundary_contrast(m, f, width=0), "width is 0"),
-        (lambda m, f: phantom.edge_profile(m, f, reach=0), "reach is 0"),
+        (lambda m, f: phantom.boundary_contrast(m, f, width=0), "width=0"),
+        (lambda m, f: phantom.edge_profile(m, f, reach=0), "reach=0"),
         (lambda m, f: phantom.interval(m[:1, 0, 0, 0], generator=torch.Generator()), "at least 2"),
         (lambda m, f: phantom.background_histograms(m[0], ((0, 0, 20), (30, 30, 20))), "does not lie in"),
         (lambda m, f: phantom.probe_fill(Darkness(), {"zeros": m}), "at least two fills"),
-        (lambda m, f: phantom.straight_edges(m[..., :20]), "at least 32 x 32"),
+        (lambda m, f: phantom.probe_fill(Darkness(), {"zeros": m, "noise": m[:1]}), "at least two fills"),
+        (lambda m, f: phantom.probe_fill(Darkness(), {"zeros": [m], "noise": [m]}), "at least two fills"),
+        (lambda m, f: phantom.background_histograms(m[0], ((0, 0, 9), (9, 9, 9)), spacing=0), "spacing=0"),
+        (lambda m, f: phantom.interval(m[:, 0, 0, 0], generator=None), "torch.Generator"),
     ],
 )
 def test_bad_input_is_refused(footprint, call, said):

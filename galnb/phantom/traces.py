@@ -1,68 +1,72 @@
-"""Measure the traces of processing in images: quiet regions, seams, mirrored edges, smooth noise."""
+"""Traces of processing: what each is worth, and how they are measured in images and in relevance maps.
+
+Chapter 09, The phantom boundary.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy import ndimage
+from torch.nn import functional as F
 
-QUIET = 0.05  # a pixel is quiet if it differs from its neighbours by less than this part of the usual
-RUN = 9  # quiet pixels in a row along the border that count as padding even one pixel wide
-SIDE = 16  # pixels across a thumbnail
+QUIET = 0.05  # by hand: a quiet pixel differs from its neighbours by less than this part of the usual
+RUN = 9  # by hand: quiet pixels in a row along the border that count as padding even one pixel wide
+SIDE = 16  # by hand: pixels across a thumbnail
+ANGLES = 24  # directions in which straight edges are sought, over 180 degrees
+
+
+class Trace(NamedTuple):
+    """What is known of one trace: a table of `traces.toml`, which says what each field is."""
+
+    severity: float
+    why: str
+    text: str
+    fix: str
+    limit: float = 0.0
+    whole: str = ""
+
+
+_TABLES = tomllib.loads(Path(__file__).with_name("traces.toml").read_text("utf-8"))
+TRACES = {kind: Trace(**table) for kind, table in _TABLES.items()}
 
 
 def measure(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Measure each image of a batch.
+    """Measure each image of a batch, relative to its own noise: one row per image.
 
-    Parameters
-    ----------
-    images : np.ndarray
-        (B, C, H, W) float32, any range, at least 16 x 16 pixels.
-
-    Returns
-    -------
-    dict of str to np.ndarray
-        One row per image: ``low``, ``high``, ``span``; shares of pixels ``bad`` (not finite), ``at_low``,
-        ``at_high``, ``padding`` (largest constant region at the border), ``constant`` (inside);
-        ``seam`` and ``mirror`` per axis (B, 2) with their places; ``smooth`` (noise of neighbours relative to
-        that of pixels 3 apart: 1 for white noise); ``thumbnail`` (B, 256), unit length.
-
-    Notes
-    -----
-    Everything is relative to the image's own noise. Chapter: The phantom boundary
+    images: (B, C, H, W) float32, any range, at least 16 x 16 pixels.
+    Returns ``shape``; ``low``, ``high``, ``span``; shares of pixels ``bad`` (not finite), ``at_low``,
+    ``at_high``, ``padding`` (largest constant region at the border), ``constant`` (inside); ``seam`` and
+    ``mirror`` per axis (B, 2) with their places; ``smooth`` (noise of neighbours relative to that of pixels 3
+    apart: 1 for white noise); ``thumbnail`` (B, 256), unit length.
     """
     finite = np.isfinite(images)
-    bad = 1 - finite.mean((1, 2, 3))
     images = images if finite.all() else np.where(finite, images, 0)
-    grey = (
-        images.mean(1)
-        if images.shape[1] != 3
-        else images[:, 0] * 0.299 + images[:, 1] * 0.587 + images[:, 2] * 0.114
-    )
+    grey = to_grey(images)
     low, high = grey.min((1, 2)), grey.max((1, 2))
     along = [_lines(turned) for turned in (grey, np.ascontiguousarray(grey.transpose(0, 2, 1)))]
     seam, seam_at, mirror, mirror_at, smooth = (np.stack(pair, 1) for pair in zip(*along, strict=True))
     padding, constant = np.array([_areas(flat) for flat in quiet(grey)]).T
     return {
-        "bad": bad, "low": images.min((1, 2, 3)), "high": images.max((1, 2, 3)), "span": high - low,
-        "at_low": (grey == low[:, None, None]).mean((1, 2)),
-        "at_high": (grey == high[:, None, None]).mean((1, 2)),
-        "padding": padding, "constant": constant, "seam": seam, "seam_at": seam_at,
-        "mirror": mirror, "mirror_at": mirror_at, "smooth": smooth.mean(1), "thumbnail": _thumbnails(grey),
+        "shape": np.tile(images.shape[1:], (len(images), 1)), "bad": 1 - finite.mean((1, 2, 3)),
+        "low": images.min((1, 2, 3)), "high": images.max((1, 2, 3)), "span": high - low,
+        "at_low": (grey == low[:, None, None]).mean((1, 2)), "thumbnail": _thumbnails(grey),
+        "at_high": (grey == high[:, None, None]).mean((1, 2)), "padding": padding, "constant": constant,
+        "seam": seam, "seam_at": seam_at, "mirror": mirror, "mirror_at": mirror_at, "smooth": smooth.mean(1),
     }  # fmt: skip
 
 
 def to_grey(images: np.ndarray) -> np.ndarray:
-    """Weigh the channels of (B, C, H, W), unequally so that no change in one hides another's.
-
-    Chapter: The phantom boundary
-    """
-    weights = np.arange(images.shape[1], 0, -1, dtype=np.float32) + 0.3
-    return np.einsum("bchw,c->bhw", images, weights / weights.sum(), optimize=True)
+    """Weigh three channels as the eye does (ITU-R BT.601), average any others: (B, C, H, W) -> (B, H, W)."""
+    if images.shape[1] != 3:
+        return images.mean(1)
+    return images[:, 0] * 0.299 + images[:, 1] * 0.587 + images[:, 2] * 0.114
 
 
 def quiet(grey: np.ndarray) -> np.ndarray:
-    """Mark the pixels of (B, H, W) that hardly differ from their neighbours, or lie in a long border run.
-
-    Chapter: The phantom boundary
-    """
+    """Mark the pixels of (B, H, W) that hardly differ from their neighbours, or lie in a long border run."""
     padded = np.pad(grey, ((0, 0), (1, 1), (1, 1)), mode="edge")
     across, down = np.abs(np.diff(padded[:, 1:-1])), np.abs(np.diff(padded[:, :, 1:-1], axis=1))
     across, down = across[..., 1:] + across[..., :-1], down[:, 1:] + down[:, :-1]
@@ -71,40 +75,28 @@ def quiet(grey: np.ndarray) -> np.ndarray:
     # The floor is above the rounding of float32 averages.
     limit = np.maximum(QUIET * usual, 4e-6 * np.abs(grey).max((1, 2)))[:, None, None]
     flat = activity <= limit
-    for edge, along in (
-        (np.s_[:, 0], across),
-        (np.s_[:, -1], across),
-        (np.s_[:, :, 0], down),
-        (np.s_[:, :, -1], down),
-    ):
-        flat[edge] |= ndimage.binary_opening(along[edge] <= limit[:, 0] / 2, np.ones((1, RUN)))
+    for at in (0, -1):
+        for edge, along in ((np.s_[:, at], across), (np.s_[:, :, at], down)):
+            flat[edge] |= ndimage.binary_opening(along[edge] <= limit[:, 0] / 2, np.ones((1, RUN)))
     return flat
 
 
 def regions(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Label the connected regions of (H, W): labels, area of each in pixels, and whether it meets the border.
-
-    Chapter: The phantom boundary
-    """
+    """Label the connected regions of (H, W): labels, area of each in px, and whether it meets the border."""
     labels, count = ndimage.label(flat)
-    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    touching = np.zeros(count + 1, bool)
-    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        touching[edge] = True
-    return labels, areas, touching[1:]
+    edges = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    return labels, areas[1:], np.isin(np.arange(1, count + 1), edges)
 
 
 def _areas(flat: np.ndarray) -> tuple[float, float]:
-    if np.count_nonzero(flat) < 0.005 * flat.size:
-        return 0.0, 0.0
     _, areas, touching = regions(flat)
     return areas[touching].max(initial=0) / flat.size, areas[~touching].max(initial=0) / flat.size
 
 
 def _lines(grey: np.ndarray) -> tuple[np.ndarray, ...]:
     """Seams and mirrored edges along columns of (B, H, W), their places in px, and smoothness of noise."""
-    first, second = (np.abs(grey[..., lag:] - grey[..., :-lag]) for lag in (1, 2))
-    apart = np.abs(grey[..., 3:] - grey[..., :-3])
+    first, second, apart = (np.abs(grey[..., lag:] - grey[..., :-lag]) for lag in (1, 2, 3))
     noise = [np.median(d[:, ::2, ::3].reshape(len(grey), -1), 1) for d in (first, apart)]
     smooth = np.divide(*noise, out=np.zeros(len(grey), np.float32), where=noise[1] > 0)
     mirror, mirror_at = np.ones(len(grey)), np.zeros(len(grey))
@@ -114,6 +106,11 @@ def _lines(grey: np.ndarray) -> tuple[np.ndarray, ...]:
         ratio = np.divide(columns, usual, out=np.ones_like(columns), where=usual > 0)
         smaller = ratio.min(1) < mirror
         mirror[smaller], mirror_at[smaller] = ratio.min(1)[smaller], ratio.argmin(1)[smaller] + (1 + lag) / 2
+    return *_seams(grey), mirror, mirror_at, smooth
+
+
+def _seams(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Largest jump of the sky between two columns of (B, H, W), sigma, and its place, px."""
     third = max(1, grey.shape[1] // 3)  # galaxies stand in the middle: the outer thirds are mostly sky
     jump = np.diff(np.concatenate([grey[:, :third], grey[:, -third:]], 1))
     noise = np.median(np.abs(jump[:, ::2, ::2]).reshape(len(grey), -1), 1)[:, None]
@@ -125,15 +122,12 @@ def _lines(grey: np.ndarray) -> tuple[np.ndarray, ...]:
         usual[:, lines] = np.median(level[:, lines], 1, keepdims=True)
     usual = 1.4826 * np.maximum(usual, noise / np.sqrt(2 * third))
     seam = np.divide(level, usual, out=np.zeros_like(level), where=usual > 0)
-    return seam.max(1), seam.argmax(1) + 1, mirror, mirror_at, smooth
+    return seam.max(1), seam.argmax(1) + 1
 
 
 def _thumbnails(grey: np.ndarray) -> np.ndarray:
     """(B, 256) float16 of unit length: box means on an asinh scale that faint sources weigh in."""
-    rows, columns = (np.linspace(0, side, SIDE + 1).astype(int)[:-1] for side in grey.shape[1:])
-    sums = np.add.reduceat(np.add.reduceat(grey, rows, 1), columns, 2)
-    ones = np.add.reduceat(np.add.reduceat(np.ones_like(grey[0]), rows, 0), columns, 1)
-    means = (sums / ones).reshape(len(grey), -1)
+    means = F.adaptive_avg_pool2d(torch.from_numpy(grey)[:, None], SIDE).flatten(1).numpy()
     level, sky = np.median(means, 1, keepdims=True), np.quantile(means, 0.1, axis=1, keepdims=True)
     spread = np.median(np.abs(means - level), 1, keepdims=True)
     spread = np.maximum(spread, 0.01 * (means.max(1, keepdims=True) - sky))  # a clipped sky has no spread
@@ -141,3 +135,45 @@ def _thumbnails(grey: np.ndarray) -> np.ndarray:
     scaled -= scaled.mean(1, keepdims=True)
     length = np.sqrt((scaled**2).sum(1, keepdims=True))
     return np.divide(scaled, length, out=np.zeros_like(scaled), where=length > 0).astype(np.float16)
+
+
+def straight_edges(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Look for straight lines where no galaxy is, from the maps alone.
+
+    maps: (B, C, H, W) relevance, at least 32 px; channels are added up. ValueError for other shapes.
+    Returns strength (B,) of the straightest line in each map, and its angle (B,) in degrees.
+    The logarithm of each map, less its local mean, is averaged along lines in 24 directions outside a central
+    disc of half the width; the strength is the largest average, in units of the typical one of that map.
+    Which strength means a frame depends on the network: take the 99th percentile of maps known to have none.
+    """
+    if maps.ndim != 4 or min(maps.shape[-2:]) < 32:
+        raise ValueError(f"maps: got shape {tuple(maps.shape)}, expected (B, C, H, W) of at least 32 x 32 px")
+    relevance = maps.detach().float().cpu().sum(1, keepdim=True).abs()
+    floor = relevance.flatten(1).quantile(0.05, 1)[:, None, None, None] + 1e-12 * relevance.amax()
+    detail = (relevance + floor + 1e-30).log()
+    detail = detail - F.avg_pool2d(detail, 9, 1, 4, count_include_pad=False)
+    detail = detail - _grid(detail)
+    y, x = (torch.linspace(-1, 1, side) for side in maps.shape[-2:])
+    outside = ((y[:, None] ** 2 + x**2) > 0.25).float()[None, None]
+    outside[..., [0, 1, -2, -1], :] = outside[..., [0, 1, -2, -1]] = 0  # there the network pads by itself
+    strongest = []
+    for angle in torch.arange(ANGLES) * (torch.pi / ANGLES):
+        turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).view(1, 2, 2)
+        grid = F.affine_grid(F.pad(turn, (0, 1)), [1, 1, *maps.shape[-2:]], align_corners=False)
+        length = F.grid_sample(outside, grid, align_corners=False).sum(2)
+        turned = F.grid_sample(detail * outside, grid.expand(len(maps), -1, -1, -1), align_corners=False)
+        line = turned.sum(2) / length.clamp_min(1).sqrt()
+        strongest.append(torch.where(length >= maps.shape[-2] / 4, line, 0)[:, 0])
+    lines = torch.stack(strongest, 1)  # (B, angles, offsets)
+    usual = lines.abs().flatten(1).quantile(0.5, 1).clamp_min(1e-12) / 0.6745
+    strength, at = (lines.flatten(1) / usual[:, None]).max(1)
+    return strength, 180 - (at // lines.shape[2]) * (180 / ANGLES)
+
+
+def _grid(detail: torch.Tensor, period: int = 16) -> torch.Tensor:
+    """Return the grid that strided convolutions print on every map: the mean pattern of all, repeated."""
+    mean = detail.mean(0, keepdim=True)
+    high, wide = (-(-side // period) * period for side in mean.shape[-2:])
+    whole = F.pad(mean, (0, wide - mean.shape[-1], 0, high - mean.shape[-2]), value=torch.nan)
+    cell = whole.unflatten(3, (-1, period)).unflatten(2, (-1, period)).nanmean((2, 4))
+    return cell.repeat(1, 1, high // period, wide // period)[..., : mean.shape[-2], : mean.shape[-1]]

@@ -1,22 +1,24 @@
-"""Audit: planted faults are found and named, clean images pass, bad files are listed."""
+"""Audit and its traces: planted faults are found and named, clean images pass, bad files are listed."""
 
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 from torch.nn import functional as F
 
 from galnb import __main__ as command_line
 from galnb import images as sources
 from galnb.blending import make_blends
-from galnb.images.stacks import open_stack
+from galnb.images.readers import open_stack
 from galnb.phantom.auditing import audit
-from galnb.phantom.findings import FIXES
-from galnb.phantom.traces import measure
+from galnb.phantom.traces import TRACES, measure, straight_edges
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def test_a_planted_fault_is_found_and_only_there(clean, kind):
     report = audit(images)
     assert kinds(report, 20) == {kind}, report.findings
     assert (report.severity > 0).nonzero().flatten().tolist() == [20]
-    assert kinds(report) <= {"mixed ranges"} and kind in FIXES
+    assert kinds(report) <= {"mixed ranges"} and kind in TRACES
 
 
 def test_the_polygon_outlines_a_corner(clean):
@@ -219,11 +221,13 @@ def test_a_checkpoint_that_does_not_fit_says_so(clean):
     grey = F.interpolate(clean[:4, :1], size=(size, size))
     with pytest.raises(ValueError, match="but the checkpoint takes"):
         audit(grey, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match=rf"images.galaxy_zoo\(folder, size={size}\)"):
+        audit(torch.rand(2, 3, 424, 424, generator=torch.Generator().manual_seed(0)), checkpoint=checkpoint)
 
 
 def test_fits_files_and_stacks(clean, tmp_path):
     fits = pytest.importorskip("astropy.io.fits")
-    planes = clean[:, 0].numpy()
+    planes = clean[:, 0].numpy().copy()
     planes[2] = 0
     fits.PrimaryHDU(planes).writeto(tmp_path / "stack.fits")
     report = audit(tmp_path / "stack.fits")
@@ -231,15 +235,114 @@ def test_fits_files_and_stacks(clean, tmp_path):
     (tmp_path / "cut.fits").write_bytes((tmp_path / "stack.fits").read_bytes()[:9000])
     both = audit(tmp_path)
     assert len(both.names) == 24 and list(both.unreadable) == ["cut.fits"]
+    (left,) = [finding for finding in both.findings if finding.kind == "unreadable"]
+    assert left.image is None and left.text.startswith("cut.fits: ") and "truncated" in left.text
+    assert "cut.fits" in both.to_html() and both.counts["unreadable"] == 1
+
+
+def test_integer_blank_and_compressed_fits_are_read_as_their_values(clean, tmp_path):
+    """Scaled, unsigned, with BLANK, compressed: the same planes in floats are the witness."""
+    fits = pytest.importorskip("astropy.io.fits")
+    counts = (60_000 * clean[:, 0].numpy()).astype(np.uint16)
+    signed = (counts.astype(np.int32) - 30_000).astype(np.int16)
+    scaled = fits.ImageHDU(signed)
+    scaled.scale("int16", bscale=2, bzero=100)
+    blank = signed.copy()
+    blank[4, 8, 8:11] = -32768
+    written = {
+        "unsigned": (fits.PrimaryHDU(counts),),
+        "scaled": (fits.PrimaryHDU(), scaled),
+        "blank": (fits.PrimaryHDU(), fits.ImageHDU(blank, fits.Header({"BLANK": -32768}))),
+        "packed": (fits.PrimaryHDU(), fits.CompImageHDU(signed, compression_type="RICE_1")),
+    }
+    for name, units in written.items():
+        fits.HDUList(list(units)).writeto(tmp_path / f"{name}.fits")
+        report = audit(tmp_path / f"{name}.fits")
+        assert len(report.names) == 24 and not report.unreadable
+        wanted = {"blank": {"not finite"}}.get(name, set())
+        assert kinds(report, 4) == wanted and set(report.counts) == wanted, name
+    fits.PrimaryHDU(counts.astype(np.float32)).writeto(tmp_path / "floats.fits")
+    found = [measure(_planes(tmp_path / f"{name}.fits"))["span"] for name in ("unsigned", "floats")]
+    np.testing.assert_array_equal(*found)
+
+
+def _planes(path):
+    stack = open_stack(path)
+    return np.stack([stack.read(index) for index in range(len(stack.names))])
+
+
+FEW_FILES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from galnb.phantom import audit
+report = audit(sys.argv[1])
+print(len(report.names), report.counts)
+"""
+
+
+def test_more_files_than_the_system_lets_be_open(clean, tmp_path):
+    fits = pytest.importorskip("astropy.io.fits")
+    for number in range(100):
+        noise = np.random.default_rng(number).normal(size=(24, 24)).astype(np.float32)
+        fits.PrimaryHDU(noise).writeto(tmp_path / f"{number:03}.fits")
+        Image.fromarray((255 * clean[number % 24, 0]).byte().numpy()).save(tmp_path / f"{number:03}.png")
+    command = [sys.executable, "-c", FEW_FILES, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("200 ") and "unreadable" not in done.stdout
 
 
 def test_hdf5_channels_first_or_last(clean, tmp_path):
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "set.h5", "w") as file:
         file["images"] = (255 * clean).byte().permute(0, 2, 3, 1).numpy()
-    stack = open_stack(tmp_path / "set.h5")
-    np.testing.assert_array_equal(stack.read(3), (255 * clean[3]).byte().numpy())
+    np.testing.assert_array_equal(_planes(tmp_path / "set.h5")[3], (255 * clean[3]).byte().numpy())
     assert audit(tmp_path / "set.h5").names[3] == "images[3]"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_give_the_findings_of_the_same_numbers(clean, dtype):
+    images = clean.clone()
+    plant_strip(images[20])
+    images = images.to(dtype)
+    found, wanted = (audit(given) for given in (images, images.float()))
+    assert found.findings == wanted.findings and "padding" in kinds(found, 20)
+
+
+def test_every_trace_says_when_it_counts_why_there_and_what_to_do():
+    for kind, trace in TRACES.items():
+        assert 0 < trace.severity <= 1 and trace.why and trace.text and trace.fix, kind
+
+
+def test_every_copy_of_a_group_is_found(clean):
+    many = torch.cat([clean, clean[3:4], clean[3:4], clean[9:10]])
+    assert {f.image for f in audit(many).findings if f.kind == "repeats"} == {24, 25, 26}
+
+
+def test_a_checkpoint_in_training_mode_is_left_so(clean):
+    from galnb.training.checkpoints import load_checkpoint, shipped
+
+    checkpoint = load_checkpoint(shipped("deblender-bounded"))
+    judge, size = checkpoint.gan.discriminator.train(), checkpoint.gan.config.size
+    before = {name: value.clone() for name, value in judge.state_dict().items()}
+    audit(F.interpolate(clean[:4], size=(size, size)), checkpoint=checkpoint)
+    assert judge.training and all(torch.equal(before[k], value) for k, value in judge.state_dict().items())
+
+
+@pytest.mark.parametrize("angle", [0, 30])
+def test_straight_edges_are_found_with_their_angle_and_curved_ones_are_not(generator, angle):
+    maps = torch.rand(3, 1, 80, 80, generator=generator) + 0.5
+    line = np.zeros((160, 160), np.float32)
+    line[:, 80 + 28] = 1  # 28 px from the centre
+    turned = ndimage.rotate(line, angle, reshape=False, order=1)[40:120, 40:120]
+    strength, angles = straight_edges(maps * (1 + 2 * torch.from_numpy(turned)))
+    assert (strength > straight_edges(maps)[0]).all()
+    assert (strength > TRACES["straight edges"].limit).all()
+    off = (angles - angle).abs() % 180  # of the line from the vertical, counter-clockwise
+    assert torch.minimum(off, 180 - off).median() <= 7.5
+    y, x = np.mgrid[:80, :80] - 39.5
+    ring = torch.from_numpy((np.abs(np.hypot(y, x) - 33) < 1).astype(np.float32))
+    assert straight_edges(maps * (1 + 0.5 * ring))[0].median() < strength.median()
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(3, 8, 8), torch.zeros(0, 3, 48, 48), [1, 2]])
