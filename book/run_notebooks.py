@@ -134,9 +134,8 @@ def _used(source: str, package: str) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                bound[alias.asname or alias.name.partition(".")[0]] = (
-                    alias.name if alias.asname else alias.name.partition(".")[0]
-                )
+                top = alias.name.partition(".")[0]
+                bound[alias.asname or top] = alias.name if alias.asname else top
                 yield from _own(alias.name)
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
@@ -161,10 +160,12 @@ def _own(name: str) -> list[str]:
 def _data(sources: str, modules: set[Path], root: Path) -> list[Path]:
     """Return weights and records that the notebook names, and other data that its modules name."""
     texts = "\n".join(file.read_text(encoding="utf-8") for file in modules)
+    prefixes = re.findall(r'f"([a-z]+-)\{', sources)  # as in f"radio-{kind}"
+    prefixes += re.findall(r'shipped_names\("([\w@-]+)"\)', sources + texts)
     named = []
     for file in sorted((root / "galnb").rglob("*.*")):
-        if file.parent.name in ("weights", "records"):
-            if file.suffix in (".safetensors", ".json", ".npz") and re.split("[@.]", file.name)[0] in sources:
+        if file.suffix == ".safetensors" or file.parent.name == "records":
+            if re.split("[@.]", file.name)[0] in sources or file.name.startswith(tuple(prefixes)):
                 named.append(file)
         elif file.suffix in (".toml", ".html") and file.name in texts:
             named.append(file)

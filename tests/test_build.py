@@ -154,6 +154,21 @@ def test_key_reacts_to_everything_that_can_change_outputs(root, file, old, new):
     assert (cache_key(other, {"seed": 0}, root) != keys[1]) == (file == "constraints.txt")
 
 
+@pytest.mark.parametrize(
+    "source",
+    ['load(f"radio-{kind}")', 'shipped_names("radio")', "from galnb import apart", "load('radio-plain')"],
+)
+def test_key_reacts_to_weights_that_are_named_by_a_part(root, source):
+    """Written out, put together, asked for by a prefix, here or in a module."""
+    edit(root / "galnb" / "apart.py", "4", 'shipped_names("radio-")')
+    weights = root / "galnb" / "weights" / "radio-plain@step5.safetensors"
+    weights.write_bytes(b"weights")
+    path, other = (write_notebook(root, x, name=n) for x, n in ((source, "01_a"), ("load('small')", "02_b")))
+    keys = cache_key(path, {}, root), cache_key(other, {}, root)
+    weights.write_bytes(b"others")
+    assert cache_key(path, {}, root) != keys[0] and cache_key(other, {}, root) == keys[1]
+
+
 def test_key_reacts_to_parameters_and_code(root):
     path = write_notebook(root, "from galnb import first")
     keys = [cache_key(path, {"seed": 0}, root), cache_key(path, {"seed": 1}, root)]
