@@ -12,6 +12,7 @@ from benchmarks import seconds_of_pair
 from galnb import smearing
 from galnb.gans.radio import radio
 from galnb.images import first_radio
+from galnb.smearing.histograms import EDGES, score_checkpoints
 from galnb.training import save_checkpoint
 from galnb.training.experiments import class_numbers, experiment
 
@@ -58,7 +59,7 @@ def _against_the_loop(what, images, goal):
 
 
 def _loop(images):
-    edges = [part.numpy() for part in smearing.EDGES.values()]
+    edges = [part.numpy() for part in EDGES.values()]
     counts = [np.zeros(len(part) - 1) for part in edges]
     for image in images:
         level = np.floor(image * 255 + 1e-3)
@@ -76,9 +77,7 @@ def _scoring(found):
         with tempfile.TemporaryDirectory() as folder:
             path = save_checkpoint(f"{folder}/fresh.safetensors", radio(model), experiment={}, step=0)
             labels = class_numbers(found.labels)
-            smearing.score_checkpoints(
-                [path], found.pixels, labels, generator=torch.Generator().manual_seed(0)
-            )
+            score_checkpoints([path], found.pixels, labels, generator=torch.Generator().manual_seed(0))
 
     return run
 

@@ -39,6 +39,7 @@ from galnb import classifiers, images, notebook, smearing, sweeps, training
 from galnb.blending import batches
 from galnb.files import write_atomically
 from galnb.gans import radio
+from galnb.smearing.histograms import choose, image_counts, score_counts
 from galnb.training import load_checkpoint
 from galnb.training.experiments import class_numbers, experiment
 
@@ -109,18 +110,31 @@ def count_drawn(files: list[Path], sigma: float, seed: int) -> torch.Tensor:
         gan, generator = load_checkpoint(file).gan, torch.Generator().manual_seed(seed)
         for label in range(len(images.RADIO_CLASSES)):
             drawn = radio.generate(gan, torch.full((DRAWN,), label), generator=generator)
-            counted.append(smearing.image_counts(blur(drawn).clamp(0, 1)))
+            counted.append(image_counts(blur(drawn).clamp(0, 1)))
     return torch.stack(counted).unflatten(0, (len(files), -1))
+
+
+def resampled_scores(
+    generated: torch.Tensor, real: torch.Tensor, *, count: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Score (DRAWS,) counts (N, 287) again and again, each time with `count` other images, without repeats.
+
+    Relative MAE grows where images are few, so two figures compare only at equal numbers of images, and a
+    bootstrap, which draws with repeats, would be too large.
+    """
+    if len(generated) < count or not len(real):
+        raise ValueError(f"got {len(generated)} and {len(real)} images; expected at least {count} and 1")
+    chosen = torch.rand(DRAWS, len(generated), generator=generator).argsort(1)[:, :count]
+    picked = torch.zeros(DRAWS, len(generated)).scatter_(1, chosen, 1.0)
+    return score_counts(picked @ generated, real.sum(0)).mean(-1)
 
 
 def score_classes(generated: list[torch.Tensor], pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Score (classes,) counted images of each class against the real ones, at equal numbers."""
     found, generator = [], torch.Generator().manual_seed(0)
     for label, counts in enumerate(generated):
-        real = smearing.image_counts(pixels[labels == label])
-        scores = smearing.resampled_scores(
-            counts, real, count=min(len(real), len(counts)), rounds=DRAWS, generator=generator
-        )
+        real = image_counts(pixels[labels == label])
+        scores = resampled_scores(counts, real, count=min(len(real), len(counts)), generator=generator)
         found.append(scores.mean())
     return torch.stack(found)
 
@@ -133,7 +147,7 @@ def score_smear(point: dict) -> dict:
     sigma = SMEARS[point["kind"]][point["smear"]]
     counts = count_drawn(files, sigma, seed=1)
     scores = torch.stack([score_classes(list(of), pixels[block], labels[block]) for of in counts])
-    old, new = smearing.choose(scores)
+    old, new = choose(scores)
     fresh = count_drawn(files, sigma, seed=2)
     mine = [fresh[number, label] for label, number in enumerate(new.tolist())]
     mixed = [fresh[old, label].flatten(0, 1) for label in range(len(mine))]
@@ -157,12 +171,32 @@ def train_and_score(real: tuple, made: torch.Tensor, drawn: torch.Tensor, *, net
     return classifiers.scores(trained, *first("test"))
 
 
+def balanced_counts(labels: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Say how many images of each class (4,) to generate so that all classes become equally frequent.
+
+    labels: (B,), classes of the real images.
+    ratio: generated images per real one, 0 or more; their sum is round(ratio B).
+    Class total z = (ratio + 1) B / 4, share of class c: (z - n_c) / (ratio B) (Rustige et al. 2023). A class
+    that has more than its share already gets none.
+    """
+    if not ratio >= 0:
+        raise ValueError(f"ratio is {ratio}; expected 0 or more generated images per real one")
+    counts = torch.bincount(labels, minlength=len(images.RADIO_CLASSES)).double()
+    wanted = round(ratio * len(labels))
+    short = ((ratio + 1) * len(labels) / len(counts) - counts).clamp_min(0)
+    exact = short / short.sum().clamp_min(1e-9) * wanted
+    whole = exact.floor()
+    for index in (exact - whole).argsort(descending=True)[: int(wanted - whole.sum())]:
+        whole[index] += 1
+    return whole.long()
+
+
 def classify(point: dict) -> dict:
     """Train a classifier on the four blocks and on what their generator draws, and score it."""
     (pixels, labels), fold = first("train", WIDE), point["fold"]
     keep = deal(labels) != fold
     real = pixels[keep], labels[keep]
-    wanted = classifiers.balanced_counts(real[1], point["ratio"])
+    wanted = balanced_counts(real[1], point["ratio"])
     made, generator = [torch.empty(0, 1, SIZE, SIZE)], torch.Generator().manual_seed(fold)
     for label, step in enumerate(point["steps"].split()):  # no steps: real images alone
         gan = load_checkpoint(Path(point["out"]) / f"plain_{fold}" / f"step{step}.safetensors").gan
@@ -174,7 +208,7 @@ def classify(point: dict) -> dict:
 def classify_shipped(point: dict) -> dict:
     """Train a classifier on the whole training split and on images of the longest training there is."""
     real, seed = first("train", WIDE), point["seed"]
-    wanted = classifiers.balanced_counts(real[1], point["ratio"])
+    wanted = balanced_counts(real[1], point["ratio"])
     drawn = torch.arange(len(wanted)).repeat_interleave(wanted)
     gan, generator = load_checkpoint("radio-plain").gan, torch.Generator().manual_seed(seed)
     made = radio.generate(gan, drawn, generator=generator)
@@ -204,9 +238,9 @@ def floors() -> dict[str, dict]:
     for name, (mine, mine_labels, other, other_labels) in sides.items():
         found[name] = {}
         for label, title in enumerate(images.RADIO_CLASSES):
-            real = smearing.image_counts(other[other_labels == label])
-            scores = smearing.resampled_scores(
-                smearing.image_counts(mine[mine_labels == label]), real, count=len(real), rounds=DRAWS,
+            real = image_counts(other[other_labels == label])
+            scores = resampled_scores(
+                image_counts(mine[mine_labels == label]), real, count=len(real),
                 generator=generator,
             )  # fmt: skip
             low, median, high = scores.quantile(scores.new_tensor([0.025, 0.5, 0.975])).tolist()

@@ -1,5 +1,6 @@
 """The study of five folds: blocks are fair and disjoint, scores compare equal numbers of images."""
 
+import pytest
 import torch
 
 from book import radio_study
@@ -21,7 +22,7 @@ def test_perfect_generator_scores_as_real_images_do():
     images = torch.rand(400, 1, 64, 64, generator=generator) ** 12
     images[images < 0.2] = 0
     labels = torch.arange(400) % 4
-    counted = [radio_study.smearing.image_counts(images[labels == label][:60]) for label in range(4)]
+    counted = [radio_study.image_counts(images[labels == label][:60]) for label in range(4)]
     same = radio_study.score_classes(counted, images[300:], labels[300:])
     dark = radio_study.score_classes(
         [counts * 0 + counted[0][:1] for counts in counted], images[300:], labels[300:]
@@ -33,3 +34,32 @@ def test_every_way_to_smear_belongs_to_a_kind():
     assert set(radio_study.SMEARS) == set(radio_study.KINDS)
     assert radio_study.TRAINING.stages[-1] == (f"step{radio_study.STEPS}", 1.0)
     assert radio_study.by_class([1, 2, 3, 0.123456]) == {"FRI": 1, "FRII": 2, "Compact": 3, "Bent": 0.12346}
+
+
+@pytest.mark.parametrize("ratio", [0, 0.5, 1, 2, 5])
+def test_generated_images_even_out_the_classes(ratio):
+    labels = torch.repeat_interleave(
+        torch.arange(4), torch.tensor([316, 659, 232, 198])
+    )  # four blocks of FIRST
+    wanted = radio_study.balanced_counts(labels, ratio)
+    assert wanted.sum() == round(ratio * len(labels)) and (wanted >= 0).all()
+    total = torch.bincount(labels) + wanted
+    if ratio >= 1:  # then no class has more than its share
+        assert total.max() - total.min() <= 1
+    with pytest.raises(ValueError, match="ratio is -1"):
+        radio_study.balanced_counts(torch.tensor([0, 1]), -1)
+
+
+def test_resampled_scores_draw_without_repeats():
+    generator = torch.Generator().manual_seed(0)
+    level = torch.randint(0, 256, (40, 1, 32, 32), generator=generator).float()
+    lit = torch.rand(level.shape, generator=generator) < torch.linspace(0.3, 0, 40).view(-1, 1, 1, 1)
+    counts = radio_study.image_counts(level * lit / 255)
+    whole = radio_study.resampled_scores(counts, counts, count=40, generator=generator)
+    assert whole.tolist() == [0] * radio_study.DRAWS  # all 40 of 40
+    few, many = (
+        radio_study.resampled_scores(counts, counts, count=n, generator=generator).mean() for n in (10, 30)
+    )
+    assert few > many > 0  # fewer images, larger score
+    with pytest.raises(ValueError, match="got 40 and 40 images; expected at least 41"):
+        radio_study.resampled_scores(counts, counts, count=41, generator=generator)

@@ -11,7 +11,16 @@ from safetensors.torch import save_file
 from galnb import smearing
 from galnb.gans.layers import Smear
 from galnb.gans.radio import RadioConfig, generate, radio
-from galnb.images import RADIO_CLASSES
+from galnb.images import ImageSet
+from galnb.smearing.histograms import (
+    choose,
+    draw_from,
+    image_counts,
+    real_floor,
+    score,
+    score_checkpoints,
+    score_counts,
+)
 from galnb.training.checkpoints import save_checkpoint
 from tests.tiny_runs import one_thread, plain_gan  # noqa: F401
 
@@ -49,6 +58,7 @@ def test_effective_width_of_a_box_and_of_a_wide_kernel():
         (torch.ones(3), "shape"),
         (torch.ones(4, 4), "odd side"),
         (torch.zeros(3, 3), "sums"),
+        (torch.full((3, 3), -1.0), "expected weights >= 0"),
     ):
         with pytest.raises(ValueError, match=message):
             smearing.effective_width(wrong)
@@ -72,7 +82,7 @@ def test_levels_are_whole_ones_from_below_and_nothing_slips():
     levels = torch.arange(256).float()
     for shift in (0.0, 0.9):
         images = ((levels + shift * (levels < 255)) / 255).view(1, 1, 16, 16)
-        assert torch.equal(smearing.image_counts(images)[0, :256], torch.ones(256))
+        assert torch.equal(image_counts(images)[0, :256], torch.ones(256))
 
 
 def test_bins_are_half_open_and_what_lies_above_is_left_out():
@@ -81,7 +91,7 @@ def test_bins_are_half_open_and_what_lies_above_is_left_out():
         image[:count] = 1 / 255
         return image.view(1, 1, 64, 64)
 
-    active = [smearing.image_counts(lit(count))[0, 256:271] for count in (0, 499, 500, 1999, 2000)]
+    active = [image_counts(lit(count))[0, 256:271] for count in (0, 499, 500, 1999, 2000)]
     assert [part.nonzero()[:, 0].tolist() for part in active] == [[0], [8], [9], [14], []]
     bright = smearing.histograms(torch.ones(2, 1, 64, 64))  # 4,096 lit pixels, a sum of a million
     assert bright["active"].sum() == bright["total"].sum() == 0 and bright["intensity"][255] == 1
@@ -99,33 +109,50 @@ def test_relative_mae_by_hand():
 def test_score_is_the_mean_of_three(sky):
     ours, theirs = smearing.histograms(sky[::2]), smearing.histograms(sky[1::2])
     wanted = np.mean([smearing.relative_mae(ours[name], theirs[name]) for name in ours])
-    assert smearing.score(sky[::2], sky[1::2]) == pytest.approx(wanted)
-    assert smearing.score(sky, sky) == 0
+    assert score(sky[::2], sky[1::2]) == pytest.approx(wanted)
+    assert score(sky, sky) == 0
 
 
-def test_resampled_scores_draw_without_repeats(sky, generator):
-    counts = smearing.image_counts(sky)
-    whole = smearing.resampled_scores(counts, counts, count=40, rounds=5, generator=generator)
-    assert whole.tolist() == [0] * 5  # all 40 of 40
-    few = smearing.resampled_scores(counts, counts, count=10, rounds=200, generator=generator)
-    many = smearing.resampled_scores(counts, counts, count=30, rounds=200, generator=generator)
-    assert few.mean() > many.mean() > 0  # fewer images, larger score
-    with pytest.raises(ValueError, match="got 40 and 40 images; expected at least 41"):
-        smearing.resampled_scores(counts, counts, count=41, generator=generator)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_half_precision_counts_the_grey_levels_it_was_made_from(sky, dtype):
+    """All 256 levels survive, so a set is no different from its own copy in half the bits."""
+    levels = (torch.arange(256) / 255).view(1, 1, 16, 16)
+    assert torch.equal(image_counts(levels.to(dtype)), image_counts(levels))
+    assert score(sky.to(dtype), sky) == score(sky, sky.to(dtype)) == score(sky.to(dtype), sky.to(dtype)) == 0
+    for name, density in smearing.histograms(sky.to(dtype)).items():
+        assert torch.equal(density, smearing.histograms(sky)[name])
+        assert density.dtype == torch.float64
+
+
+def test_what_lies_between_levels_stays_below_in_float16():
+    between = torch.tensor([0.2, 0.5, 0.8]).add(torch.arange(0, 250, 10)[:, None]).view(1, 1, 5, 15) / 255
+    assert torch.equal(image_counts(between.half()), image_counts(between))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_small_figures_of_half_precision(sky, dtype):
+    kernel = smearing.gaussian_kernel(1.0, 9)
+    wanted = smearing.effective_width(kernel.to(dtype).float())
+    assert smearing.effective_width(kernel.to(dtype)) == pytest.approx(wanted, abs=1e-12)
+    heights = smearing.histograms(sky)["intensity"].to(dtype)
+    assert smearing.relative_mae(heights, heights) == 0
+    many = torch.full((300,), 300.0, dtype=dtype)  # their sum is above what float16 holds
+    assert smearing.relative_mae(many, 2 * many) == pytest.approx(2 / 3)
+    assert torch.equal(score_counts(image_counts(sky), image_counts(sky)), torch.zeros(40, 3).double())
 
 
 def test_floor_is_the_score_of_random_halves(sky, generator):
-    floor = smearing.real_floor(sky, rounds=300, generator=generator)
+    floor = real_floor(sky, rounds=300, generator=generator)
     order = np.random.default_rng(0)
     slow = []
     for _ in range(200):
         mixed = sky[order.permutation(40)]
-        slow.append(smearing.score(mixed[:20], mixed[20:]))
+        slow.append(score(mixed[:20], mixed[20:]))
     assert floor.count == 20 and floor.low < floor.median < floor.high
     assert floor.median == pytest.approx(np.median(slow), rel=0.05)  # standard error of a median of 200: 1 %
-    assert smearing.real_floor(sky, count=5, generator=generator).median > floor.median
+    assert real_floor(sky, count=5, generator=generator).median > floor.median
     with pytest.raises(ValueError, match="two sides of 21 need 42"):
-        smearing.real_floor(sky, count=21, generator=generator)
+        real_floor(sky, count=21, generator=generator)
 
 
 def checkpoint(folder, name, *, gain=1.0, **changes):
@@ -140,7 +167,7 @@ def test_a_checkpoint_is_scored_as_it_was_made(tmp_path, sky, labels):
     real = sky[..., 8:24, 8:24]
     paths = [checkpoint(tmp_path, "plain", gain=40), checkpoint(tmp_path, "smeared", gain=40, sigma=2.0)]
     options = {"count": 30, "generator": torch.Generator().manual_seed(5)}
-    found = smearing.score_checkpoints(paths, real, labels, **options)
+    found = score_checkpoints(paths, real, labels, **options)
     assert (found.names, found.steps) == (("plain", "smeared"), (7, 7))
     assert found.parts.shape == (2, 4, 3) and found.counts.shape == (2, 4, 30, 287)
     seed = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(5)))
@@ -154,7 +181,7 @@ def test_a_checkpoint_is_scored_as_it_was_made(tmp_path, sky, labels):
         same = torch.Generator().manual_seed(seed)
         for label in range(4):
             drawn = generate(gan, torch.full((30,), label), generator=same)
-            wanted = smearing.score(drawn, real[labels == label])
+            wanted = score(drawn, real[labels == label])
             assert found.scores[row, label].item() == pytest.approx(wanted, abs=1e-6)
     assert not torch.allclose(found.scores[0], found.scores[1])
 
@@ -169,24 +196,23 @@ def test_old_and_new_rule_on_the_table_of_the_talk():
             [0.270917, 1.560187, 0.393322, 0.404278],
         ]
     )
-    overall, best = smearing.choose(talk)
+    overall, best = choose(talk)
     assert overall.tolist() == [3, 1, 2, 0] and best.tolist() == [3, 0, 3, 2]
     # its column "old" is the mean of the four
     assert talk[overall].mean(0).tolist() == pytest.approx([0.403696, 1.522185, 0.473868, 0.468467], abs=1e-6)
-    assert smearing.choose(talk, overall=2)[0].tolist() == [3, 1]
     for wrong in (talk[:3], talk[0], talk * math.nan):
         with pytest.raises(ValueError, match="expected finite ones"):
-            smearing.choose(wrong)
+            choose(wrong)
 
 
 def test_each_image_is_drawn_by_the_checkpoint_named_for_it(tmp_path):
     paths = [checkpoint(tmp_path, "dark", gain=0.0), checkpoint(tmp_path, "bright", gain=40, seed=1)]
     choice, labels = torch.tensor([1, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 3, 0])
-    drawn = smearing.draw_from(paths, choice, labels, generator=torch.Generator().manual_seed(0))
+    drawn = draw_from(paths, choice, labels, generator=torch.Generator().manual_seed(0))
     grey = (drawn == 0.5).all(1).all(1).all(1)  # without weights tanh's place holder is 0, grey in [0, 1]
     assert grey.tolist() == [False, True, True, False, False]
     with pytest.raises(ValueError, match="expected one each"):
-        smearing.draw_from(paths, choice[:2], labels, generator=torch.Generator())
+        draw_from(paths, choice[:2], labels, generator=torch.Generator())
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path, sky, labels):
@@ -196,17 +222,17 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path, sky, labels):
     bare = tmp_path / "bare.safetensors"
     save_file({"generator.body.0": torch.zeros(1)}, bare)  # as the published code saves: no config
     with pytest.raises(ValueError, match=r"bare\.safetensors was not written by this galnb"):
-        smearing.score_checkpoints([bare], real, labels, **options)
+        score_checkpoints([bare], real, labels, **options)
     with pytest.raises(ValueError, match=r"generated images are \(1, 16, 16\), real ones \(1, 32, 32\)"):
-        smearing.score_checkpoints([good], sky, labels, **options)
+        score_checkpoints([good], sky, labels, **options)
     with pytest.raises(ValueError, match="there is no image of Bent"):
-        smearing.score_checkpoints([good], real, labels % 3, **options)
+        score_checkpoints([good], real, labels % 3, **options)
     with pytest.raises(ValueError, match="no checkpoints were given"):
-        smearing.score_checkpoints([], real, labels, **options)
+        score_checkpoints([], real, labels, **options)
     with pytest.raises(ValueError, match=r"labels \(3,\); expected one label each"):
-        smearing.score_checkpoints([good], real, labels[:3], **options)
+        score_checkpoints([good], real, labels[:3], **options)
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        smearing.score_checkpoints([tmp_path / "none.safetensors"], real, labels, **options)
+        score_checkpoints([tmp_path / "none.safetensors"], real, labels, **options)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +243,10 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path, sky, labels):
         (torch.zeros(1, 3, 4, 4), "3 channels"),
         (torch.zeros(0, 1, 4, 4), "none 0"),
         (torch.zeros(4, 4), "expected \\(batch, channel"),
+        (torch.zeros(2, 9, 9, 1), r"permute\(0, 3, 1, 2\)"),
+        ([torch.zeros(1, 4, 4)], r"torch.stack"),
+        (ImageSet(torch.zeros(1, 1, 4, 4), ("one",), "by hand"), "give its .pixels"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), r"x.float\(\) / 255"),
     ],
 )
 def test_bad_images_are_refused(images, message):
@@ -239,10 +269,5 @@ def test_bad_histograms_are_refused(generated, message):
 
 
 def test_a_blank_image_counts_as_black(sky):
-    blank = smearing.image_counts(torch.zeros(1, 1, 8, 8))[0]
+    blank = image_counts(torch.zeros(1, 1, 8, 8))[0]
     assert blank.nonzero()[:, 0].tolist() == [0, 256, 271] and blank[0] == 64
-
-
-def test_everything_promised_is_there():
-    assert all(hasattr(smearing, name) for name in smearing.__all__)
-    assert len(RADIO_CLASSES) == 4

@@ -1,57 +1,47 @@
-"""The three histograms of radio galaxies, their relative MAE, and the floor of it."""
+"""The three histograms of radio galaxies, their relative MAE, and which checkpoint draws which class best.
 
+Chapter 10, A GAN for radio galaxies.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional
+from torch.nn import functional as F
 
-from galnb.images.imageset import check_images, check_sizes
-from galnb.smearing.pairs import ROUNDING
+from galnb.checks import at_least, check_generator
+from galnb.gans.radio import generate
+from galnb.images import RADIO_CLASSES, check_images
+from galnb.smearing.pairs import ROUNDING, whole_levels
+from galnb.training.checkpoints import load_checkpoint
 
 # edges of the published bins, in grey levels of 255, pixels and grey levels (Rustige et al. 2023)
+_LINES = torch.linspace(0, 500, 10, dtype=torch.float64), torch.linspace(0, 25_000, 15, dtype=torch.float64)
 EDGES = {
     "intensity": torch.arange(257, dtype=torch.float64),
-    "active": torch.cat(
-        [torch.linspace(0, 500, 10, dtype=torch.float64), torch.tensor([600, 700, 800, 900, 1000, 2000])]
-    ).double(),
-    "total": torch.cat(
-        [torch.linspace(0, 25_000, 15, dtype=torch.float64), torch.tensor([50_000, 75_000])]
-    ).double(),
+    "active": torch.cat([_LINES[0], torch.tensor([600, 700, 800, 900, 1000, 2000])]),
+    "total": torch.cat([_LINES[1], torch.tensor([50_000, 75_000])]),
 }
 _BINS = [len(edges) - 1 for edges in EDGES.values()]
 _WIDTHS = torch.cat([edges.diff() for edges in EDGES.values()])
+KEPT = 4  # checkpoints that the old rule of choice keeps
 
 
 def image_counts(images: torch.Tensor) -> torch.Tensor:
-    """Count what each image adds to the bins of the three histograms.
+    """Count what each image adds to the bins of the three histograms: (B, 287) float32, whole numbers.
 
-    Parameters
-    ----------
-    images : torch.Tensor, shape (B, 1, H, W)
-        In [0, 1].
-
-    Returns
-    -------
-    torch.Tensor, shape (B, 287), float32
-        256 bins of pixel values, 15 of lit pixels, 16 of total light; whole numbers. An image outside the
-        range of a histogram adds nothing to it.
-
-    Raises
-    ------
-    ValueError
-        If the images break the image convention or have colours.
-
-    Notes
-    -----
+    images: (B, 1, H, W) in [0, 1], else ValueError; any floating precision.
+    The bins: 256 of pixel values, 15 of lit pixels, 16 of total light; what lies outside them adds nothing.
     Pixels become whole grey levels, floor(255 x), as published for generated images; for real ones, which
     hold whole levels, it is the rounding that was published. A pixel is lit from level 1.
-    Chapter: A GAN for radio galaxies
     """
     check_images(images)
     if images.shape[1] != 1:
-        raise ValueError(f"got images with {images.shape[1]} channels; the histograms are made for one")
-    flat = images.detach().cpu().float().flatten(1)
+        raise ValueError(f"got images with {images.shape[1]} channels; the histograms are made for one: use "
+                         "images.mean(1, keepdim=True)")  # fmt: skip
+    flat = whole_levels(images).cpu().flatten(1)
     return torch.cat([_count(part.numpy()) for part in flat.split(100)])  # what the processor's cache holds
 
 
@@ -67,34 +57,17 @@ def _count(pixels: np.ndarray) -> torch.Tensor:
     columns = [torch.from_numpy(intensity).float()]
     for name, values in (("active", active), ("total", np.bincount(owner, level, number))):
         place = torch.bucketize(torch.from_numpy(values).double(), EDGES[name], right=True)  # [low, high)
-        columns.append(functional.one_hot(place, len(EDGES[name]) + 1)[:, 1:-1].float())
+        columns.append(F.one_hot(place, len(EDGES[name]) + 1)[:, 1:-1].float())
     return torch.cat(columns, 1)
 
 
 def histograms(images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Make the three published histograms of a set of images.
+    """Make the three published histograms of images (B, 1, H, W) in [0, 1], else ValueError.
 
-    Parameters
-    ----------
-    images : torch.Tensor, shape (B, 1, H, W)
-        In [0, 1].
-
-    Returns
-    -------
-    dict of torch.Tensor
-        ``"intensity"`` (256,): pixel values; ``"active"`` (15,): lit pixels per image; ``"total"`` (16,):
-        sum of the levels per image. Counts divided by bin width, then by their sum; `EDGES` has the bins.
-
-    Raises
-    ------
-    ValueError
-        As `image_counts`.
-
-    Notes
-    -----
+    Returns ``"intensity"`` (256,): pixel values; ``"active"`` (15,): lit pixels per image; ``"total"`` (16,):
+    sum of the levels per image. Counts divided by bin width, then by their sum; `EDGES` has the bins.
     Images above the last edge (2,000 lit pixels, a sum of 75,000) are left out, as in the published choice of
     checkpoints; where all are, the histogram is 0 throughout. Nothing falls below 0.
-    Chapter: A GAN for radio galaxies
     """
     density = _density(image_counts(images).sum(0, dtype=torch.float64))
     return dict(zip(EDGES, density.split(_BINS), strict=True))
@@ -107,37 +80,21 @@ def _density(counts: torch.Tensor) -> torch.Tensor:
 
 
 def relative_mae(generated: torch.Tensor, real: torch.Tensor) -> float:
-    """Compare two histograms bin by bin, relative to their height.
+    """Compare two histograms (bins,) relative to their heights: 0 if equal, 2 if no bin is filled in both.
 
-    Parameters
-    ----------
-    generated, real : torch.Tensor, shape (bins,)
-        Heights of the same bins, >= 0.
-
-    Returns
-    -------
-    float
-        0 where they are equal, 2 where no bin is filled in both.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, a height is negative or not finite, or a histogram is empty.
-
-    Notes
-    -----
     Mean over the bins with r + g > 0 of 2 |r - g| / (r + g) (Rustige et al. 2023).
-    Chapter: A GAN for radio galaxies
+    ValueError if the shapes differ, a height is negative or not finite, or a histogram is empty.
     """
     if generated.shape != real.shape or real.ndim != 1:
         raise ValueError(f"got histograms of {tuple(generated.shape)} and {tuple(real.shape)} bins; "
                          "expected one shape (bins,)")  # fmt: skip
-    for name, heights in (("generated", generated), ("real", real)):
+    ours, theirs = generated.double(), real.double()
+    for name, heights in (("generated", ours), ("real", theirs)):
         if not (torch.isfinite(heights).all() and (heights >= 0).all() and heights.sum() > 0):
             raise ValueError(
                 f"the {name} histogram has negative, infinite or no counts; expected heights >= 0"
             )
-    return float(_relative_mae(generated.double(), real.double()))
+    return float(_relative_mae(ours, theirs))
 
 
 def _relative_mae(generated: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -148,76 +105,22 @@ def _relative_mae(generated: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 
 
 def score_counts(generated: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Return the relative MAE of each of the three histograms (..., 3) from counts (..., 287).
-
-    Chapter: A GAN for radio galaxies
-    """
+    """Return the relative MAE of each of the three histograms (..., 3) from counts (..., 287)."""
     pairs = zip(_density(generated).split(_BINS, -1), _density(real).split(_BINS, -1), strict=True)
     return torch.stack([_relative_mae(ours, theirs) for ours, theirs in pairs], -1)
 
 
 def score(generated: torch.Tensor, real: torch.Tensor) -> float:
-    """Average the relative MAE over the three histograms of two sets of images (B, 1, H, W).
-
-    Chapter: A GAN for radio galaxies
-    """
+    """Average the relative MAE over the three histograms of two sets of images (B, 1, H, W)."""
     check_images(generated, name="generated images")
     check_images(real, name="real images")
-    check_same_size(generated, real)
+    _check_same_size(generated, real)
     return float(score_counts(image_counts(generated).sum(0), image_counts(real).sum(0)).mean())
-
-
-def resampled_scores(
-    generated: torch.Tensor,
-    real: torch.Tensor,
-    *,
-    count: int,
-    rounds: int = 400,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Score again and again, each time with other generated images.
-
-    Parameters
-    ----------
-    generated, real : torch.Tensor, shape (N, 287) and (M, 287)
-        From `image_counts`.
-    count : int
-        Images of `generated` per round, drawn without repeats.
-    rounds : int
-        How often.
-    generator : torch.Generator
-        CPU generator of the draws.
-
-    Returns
-    -------
-    torch.Tensor, shape (rounds,)
-        Mean over the three histograms.
-
-    Raises
-    ------
-    ValueError
-        If a set is empty or holds fewer than `count` images.
-
-    Notes
-    -----
-    Relative MAE grows where images are few, so two figures compare only at equal numbers of images, and a
-    bootstrap, which draws with repeats, would be too large.
-    Chapter: A GAN for radio galaxies
-    """
-    check_sizes(count=count, rounds=rounds)
-    if len(generated) < count or not len(real):
-        raise ValueError(f"got {len(generated)} and {len(real)} images; expected at least {count} and 1")
-    chosen = torch.rand(rounds, len(generated), generator=generator).argsort(1)[:, :count]
-    picked = torch.zeros(rounds, len(generated)).scatter_(1, chosen, 1.0)
-    return score_counts(picked @ generated, real.sum(0)).mean(-1)
 
 
 @dataclass(frozen=True)
 class Floor:
-    """Hold how far real galaxies are from real ones: median and 95 % range of the score, images each side.
-
-    Chapter: A GAN for radio galaxies
-    """
+    """Hold how far real galaxies are from real ones: median and 95 % range of the score, images each side."""
 
     median: float
     low: float
@@ -230,33 +133,14 @@ def real_floor(
 ) -> Floor:
     """Score real galaxies against other real ones of their class: what no generator can be asked to beat.
 
-    Parameters
-    ----------
-    real : torch.Tensor, shape (B, 1, H, W)
-        In [0, 1], one class.
-    count : int, optional
-        Images on each side; half of them all if left out. A generator is to be compared with the floor at
-        the same number on both sides (`resampled_scores`).
-    rounds : int
-        Random splits.
-    generator : torch.Generator
-        CPU generator of the splits.
-
-    Returns
-    -------
-    Floor
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than 2 `count` images.
-
-    Notes
-    -----
-    The two sides share no image. Chapter: A GAN for radio galaxies
+    real: (B, 1, H, W) in [0, 1], one class.
+    count: images on each side, which share none; half of them all if left out, else ValueError above that.
+    Compare a generator with the floor at the same number on both sides: the score grows where images are few.
+    rounds: random splits, which the CPU generator draws.
     """
     count = len(real) // 2 if count is None else count
-    check_sizes(count=count, rounds=rounds)
+    at_least(1, count=count, rounds=rounds)
+    check_generator(generator)
     if len(real) < 2 * count:
         raise ValueError(f"got {len(real)} images; two sides of {count} need {2 * count}")
     counts = image_counts(real)
@@ -270,11 +154,106 @@ def real_floor(
     return Floor(median, low, high, count)
 
 
-def check_same_size(generated: torch.Tensor, real: torch.Tensor) -> None:
-    """Refuse generated and real images of different sizes.
+@dataclass(frozen=True)
+class Scores:
+    """Hold the scores of K checkpoints on C classes.
 
-    Chapter: A GAN for radio galaxies
+    names, steps: file names without ending, generator steps. parts: (K, C, 3) relative MAE of each histogram.
+    counts: (K, C, count, 287) `image_counts` of the images drawn, for intervals.
     """
+
+    names: tuple[str, ...]
+    steps: tuple[int, ...]
+    parts: torch.Tensor
+    counts: torch.Tensor
+
+    @property
+    def scores(self) -> torch.Tensor:
+        """Mean over the three histograms, shape (K, C)."""
+        return self.parts.mean(-1)
+
+
+def score_checkpoints(
+    paths: Sequence[str | Path],
+    real: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    count: int = 1000,
+    generator: torch.Generator,
+) -> Scores:
+    """Let each checkpoint draw galaxies of every class, and compare them with real ones.
+
+    paths: files or names of shipped weights; each model is rebuilt from its file alone, smearing included.
+    real: (B, 1, H, W) in [0, 1], not used in training; labels: (B,) positions in `images.RADIO_CLASSES`.
+    count: galaxies drawn per class, from the same random vectors (CPU generator) for every checkpoint.
+    ValueError if a class has no image, the sizes differ, or a file holds no radio GAN or no config.
+    """
+    check_images(real, name="real images")
+    at_least(1, count=count)
+    check_generator(generator)
+    truth = _class_counts(real, labels)
+    if not paths:
+        raise ValueError("no checkpoints were given; expected at least one path or shipped name")
+    seed = int(torch.randint(2**31, (), generator=generator))
+    steps, parts, counts = [], [], []
+    for path in paths:
+        kept = load_checkpoint(path)
+        if kept.gan.name != "radio":
+            raise ValueError(f"{path} holds a {kept.gan.name!r} GAN; expected a radio GAN")
+        same = torch.Generator().manual_seed(seed)
+        drawn = []
+        for label in range(len(RADIO_CLASSES)):
+            images = generate(kept.gan, torch.full((count,), label), generator=same)
+            _check_same_size(images, real)
+            drawn.append(image_counts(images))
+        counts.append(torch.stack(drawn))
+        parts.append(score_counts(counts[-1].sum(1), truth))
+        steps.append(kept.step)
+    names = tuple(Path(path).stem for path in paths)
+    return Scores(names, tuple(steps), torch.stack(parts), torch.stack(counts))
+
+
+def choose(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose checkpoints from scores (K, C), lower is better, by the old and the new rule of the talk.
+
+    Returns old (4,): the best by the mean over classes, one of which then draws each image at random; and
+    new (C,): the best of each class, which draws that class alone.
+    ValueError if there are fewer than four checkpoints, or a score is not finite.
+    """
+    if scores.ndim != 2 or len(scores) < KEPT or not torch.isfinite(scores).all():
+        raise ValueError(f"got scores {tuple(scores.shape)}; expected finite ones (K, C) of {KEPT} "
+                         "checkpoints or more")  # fmt: skip
+    return scores.mean(1).argsort(stable=True)[:KEPT], scores.argmin(0)
+
+
+def draw_from(
+    paths: Sequence[str | Path], choice: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
+) -> torch.Tensor:
+    """Draw galaxies (B, 1, H, W), each by the checkpoint that `choice` (B,) names for it."""
+    check_generator(generator)
+    if choice.shape != labels.shape:
+        raise ValueError(
+            f"got {tuple(choice.shape)} choices for {tuple(labels.shape)} labels; expected one each"
+        )
+    parts, order = [], []
+    for number in choice.unique().tolist():
+        order.append((choice == number).nonzero()[:, 0])
+        parts.append(generate(load_checkpoint(paths[number]).gan, labels[order[-1]], generator=generator))
+    return torch.cat(parts)[torch.cat(order).argsort()]
+
+
+def _class_counts(real: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum `image_counts` over each class: (C, 287). A class without an image is refused."""
+    if labels.shape != (len(real),):
+        raise ValueError(f"got {len(real)} images and labels {tuple(labels.shape)}; expected one label each")
+    missing = [name for number, name in enumerate(RADIO_CLASSES) if not (labels == number).any()]
+    if missing:
+        raise ValueError(f"there is no image of {', '.join(missing)}; every class needs at least one")
+    counts = image_counts(real)
+    return torch.stack([counts[labels == number].sum(0) for number in range(len(RADIO_CLASSES))])
+
+
+def _check_same_size(generated: torch.Tensor, real: torch.Tensor) -> None:
     if generated.shape[1:] != real.shape[1:]:
         raise ValueError(f"generated images are {tuple(generated.shape[1:])}, real ones "
                          f"{tuple(real.shape[1:])}; crop the real ones to the size of the GAN")  # fmt: skip
