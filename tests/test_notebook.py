@@ -224,7 +224,13 @@ def test_data_files_are_packaged():
     data = [path for path in (ROOT / "galnb").rglob("*.*") if path.suffix not in (".py", ".pyc")]
     names = {path.relative_to(ROOT / "galnb").as_posix() for path in data if path.is_file()}
     wanted = {f"records/{name}.json" for name in NAMES} | {"records/13_lightweight_gan.npz"}
-    wanted |= {"zoom.html", "slider.html", "weights/index.json", "weights/deblender-paper.safetensors"}
+    wanted |= {
+        "zoom.html",
+        "slider.html",
+        "training/presets.toml",
+        "weights/index.json",
+        "weights/deblender-paper.safetensors",
+    }
     assert wanted <= names and len(NAMES) == 9
     # hatch takes every file of the package that git does not ignore
     asked = subprocess.run(["git", "check-ignore", *map(str, data)], cwd=ROOT, capture_output=True, text=True)
