@@ -23,7 +23,7 @@ NAME = "deblender-bounded"
 
 def main() -> str:
     """Return a Markdown table of milliseconds per blend and the ratio to SEP."""
-    blended = evaluation.test_blends(None, count=BATCH).blended
+    blended = evaluation.held_out_blends(None, count=BATCH).blended
     tools = _tools()
     for run in tools.values():
         run(blended[:64])  # the size of a batch, or the compiled network would be compiled anew

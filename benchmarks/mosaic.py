@@ -7,7 +7,7 @@ GOAL_SECONDS, GOAL_GIB = 60, 2.0
 STEPS = """
 import resource, time, torch
 torch.set_num_threads(2)
-from galnb import mosaic
+from galnb import evaluation, mosaic
 from galnb.images import hubble_deep_field
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(peak())
@@ -18,7 +18,7 @@ wall, busy = time.perf_counter(), time.process_time()
 field = mosaic.compose(stamps, **setting)
 print(time.perf_counter() - wall, time.process_time() - busy, peak())
 wall, busy = time.perf_counter(), time.process_time()
-found = mosaic.detect(field.image)
+found = evaluation.detect(field.image)
 print(time.perf_counter() - wall, time.process_time() - busy, peak(), len(found))
 """
 

@@ -25,8 +25,7 @@ from torch.nn import functional
 
 from galnb import images, notebook, training
 from galnb.blending.batches import image_batches
-from galnb.evaluation import distances, memorisation
-from galnb.evaluation import neighbours as nearest
+from galnb.evaluation import distances, neighbours
 from galnb.files import write_atomically
 from galnb.gans import Batch, Gan
 from galnb.gans.augmentation import Augmentation, rotate_hue
@@ -143,9 +142,9 @@ def distance_table(generated: torch.Tensor, real: dict[str, torch.Tensor], noise
 
 def memorised(generated: torch.Tensor, held_out: torch.Tensor, bank: torch.Tensor) -> dict:
     """Nearest training images of generated and of held-out images, each turned and mirrored every way."""
-    near = [nearest.nearest(part, bank, symmetries=True) for part in (generated, held_out)]
+    near = [neighbours.nearest(part, bank, symmetries=True) for part in (generated, held_out)]
     levels = (0.95, 0.99) if len(held_out) >= 100 else (0.95,)
-    about = memorisation.memorisation(near[0].scores, near[1].scores, levels=levels)
+    about = neighbours.memorisation(near[0].scores, near[1].scores, levels=levels)
     return {
         "generated": near[0].scores[:, 0].tolist(),
         "held_out": near[1].scores[:, 0].tolist(),

@@ -1,13 +1,24 @@
-"""Tests of the wide field: where light lands, how much, what no one may see, and the FITS file."""
+"""Tests of the wide field: cutting out, where light lands, matching, and the folded code of chapter 14."""
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 
-from galnb import images, mosaic
-from tests.test_stamps import gaussian
+from galnb import evaluation, images, mosaic
+from galnb.mosaic import stamps
+from tests.cells import namespace
 
 ONE = {"scales": (1.0, 1.0), "sky": 0.0, "noise": 0.0}
+
+
+def gaussian(side=64, sigma=3.0, x=0.0, y=0.0, peak=0.5):
+    """One Gaussian galaxy (3, side, side), offset from the middle by x, y."""
+    place = torch.arange(side) - (side - 1) / 2
+    square = (place - x) ** 2 + (place[:, None] - y) ** 2
+    return (peak * torch.exp(-square / (2 * sigma**2))).expand(3, -1, -1)
 
 
 def draw(seed=0):
@@ -142,7 +153,7 @@ def test_field_stays_in_range_with_the_sky_asked_for():
         ({"scales": (0.5, 0.2)}, "scales"),
         ({"scales": 0.5}, "scales"),
         ({"generator": None}, "generator"),
-        ({"combine": "mean"}, r"\['add', 'maximum'\]"),
+        ({"combine": "mean"}, "known are add, maximum"),
         ({"noise": -1.0}, "noise"),
         ({"blanks": [0]}, "got 0 galaxies"),
         ({"blanks": [1]}, "0 to 0"),
@@ -163,13 +174,196 @@ def test_bad_galaxies(given):
         mosaic.compose(given, size=100, placements=2, generator=draw())
 
 
-def test_fits_file_gives_image_catalogue_and_sky_coordinates_back(tmp_path):
+def test_galaxy_zoo_field_holds_its_galaxies(galaxy_zoo_folder):
+    real = images.galaxy_zoo(galaxy_zoo_folder, size=64, split="test", limit=60).pixels
+    field = mosaic.compose(real, size=600, placements=60, generator=draw())
+    found = mosaic.match(field.catalogue, evaluation.detect(field.image), radius=5).found
+    assert found.mean() > 0.6
+
+
+def test_light_centre_and_radius_of_a_gaussian(generator):
+    noise = 0.1 + 0.01 * torch.randn(1, 3, 64, 64, generator=generator)
+    cut = stamps.cut_out((noise + gaussian(x=4.0, y=-2.5)).clamp(0, 1))
+    assert torch.allclose(cut.centres[0], torch.tensor([4.0, -2.5]), atol=0.15)  # noise moves it a little
+    assert cut.radii[0] == pytest.approx(3 * (2 * np.log(2)) ** 0.5, rel=0.06)  # analytic; whole pixels
+    assert cut.light.mean(1).sum() == pytest.approx(0.5 * 2 * np.pi * 9, rel=0.03)
+
+
+def test_sky_is_gone_and_the_frame_is_empty(generator):
+    cut = stamps.cut_out(images.hubble_deep_field(size=64, limit=20).pixels)
+    assert (cut.light[..., [0, -1], :] == 0).all() and (cut.light[..., [0, -1]] == 0).all()
+    assert cut.footprints.amin() == 0 and cut.footprints.amax() == 1
+    steps = max(cut.footprints.diff(dim=axis).abs().max() for axis in (2, 3))
+    assert steps < 0.5, "the footprint ends at a line"
+    assert (cut.radii > 2).all()
+
+
+def test_a_neighbour_that_does_not_touch_is_left_out():
+    near, far = gaussian(x=-1.0), gaussian(x=22.0, y=3.0, sigma=2.0)
+    alone, both = (stamps.cut_out((image + 0.02)[None].clamp(0, 1)) for image in (near, near + far))
+    assert torch.allclose(alone.light, both.light, atol=0.01)
+
+
+def test_an_empty_stamp_has_no_light():
+    cut = stamps.cut_out(torch.full((2, 3, 32, 32), 0.01))
+    assert (cut.light == 0).all() and (cut.radii == 0).all()
+
+
+def test_blank_stamps_are_the_blackest(generator):
+    galaxies = torch.stack([gaussian(peak=float(peak)) for peak in torch.linspace(1, 0.01, 12)])
+    order = torch.randperm(12, generator=generator)
+    assert sorted(order[stamps.blank(galaxies[order], 3)].tolist()) == [9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    ("images_given", "words"),
+    [
+        (torch.zeros(0, 3, 64, 64), "no galaxies"),
+        (torch.zeros(2, 1, 64, 64), "3 channels"),
+        (torch.zeros(2, 3, 64, 32), "square"),
+        (torch.zeros(2, 3, 8, 8), "16 px"),
+        (torch.full((2, 3, 64, 64), 7.0), r"\[0, 1\]"),
+    ],
+)
+def test_bad_stamps(images_given, words):
+    with pytest.raises(ValueError, match=words):
+        stamps.cut_out(images_given)
+
+
+@pytest.mark.parametrize("sigmas", [-1, torch.nan, torch.inf])
+def test_bad_sigmas(sigmas):
+    with pytest.raises(ValueError, match=r"sigmas is .*; expected a finite number"):
+        stamps.cut_out(torch.zeros(2, 3, 64, 64), sigmas=sigmas)
+
+
+def test_of_equal_regions_one_is_kept():
+    above = np.zeros((3, 8, 8), bool)
+    above[:2, 1, 1:3] = above[:2, 5, 4:6] = True  # alike in the first image, unlike in the second
+    weights = np.ones(above.shape)
+    weights[1, 5, 4] = 1.5
+    kept = stamps._heaviest_region(above, weights)
+    assert kept.sum((1, 2)).tolist() == [2, 2, 0] and not (kept & ~above).any()
+    assert kept[0, 1, 1:3].all() and kept[1, 5, 4:6].all()
+    assert (stamps._heaviest_region(above[:1] & kept[:1], np.zeros((1, 8, 8))) == kept[:1]).all()
+
+
+def test_equally_black_stamps_keep_their_order():
+    galaxies = torch.zeros(300, 3, 16, 16)
+    galaxies[::2] = 0.5
+    wanted = [*range(1, 300, 2), *range(0, 300, 2)]
+    assert stamps.blank(galaxies, 300).tolist() == wanted
+
+
+@pytest.mark.parametrize("count", [2.5, 0, True, None])
+def test_a_count_of_blank_stamps_is_a_whole_number(count):
+    with pytest.raises(ValueError, match="whole number of at least 1"):
+        stamps.blank(torch.zeros(2, 3, 64, 64), count)
+
+
+def test_more_blank_stamps_than_there_are():
+    with pytest.raises(ValueError, match="got 2 stamps to choose 3"):
+        stamps.blank(torch.zeros(2, 3, 64, 64), 3)
+
+
+def catalogue(places, **columns):
+    names = [("x", "f8"), ("y", "f8"), *((name, np.asarray(c).dtype) for name, c in columns.items())]
+    table = np.zeros(len(places), names)
+    table["x"], table["y"] = np.asarray(places, float).reshape(-1, 2).T
+    for name, column in columns.items():
+        table[name] = column
+    return table
+
+
+def test_match_is_one_to_one_and_nearest_first():
+    true = catalogue([(0, 0), (10, 0), (50, 50)], blank=[False, False, True])
+    seen = catalogue([(1, 0), (2, 0), (50, 50), (11, 0)])
+    agreed = mosaic.match(true, seen, radius=5)
+    assert agreed.pairs.tolist() == [[0, 0], [1, 3]] and agreed.distances.tolist() == [1, 1]
+    assert agreed.found.tolist() == [True, True, False], "blank space is nothing to find"
+    assert agreed.real.tolist() == [True, False, False, True]
+
+
+def test_match_with_a_radius_for_each_galaxy():
+    true, seen = catalogue([(0, 0), (20, 0)]), catalogue([(2, 0), (22, 0)])
+    agreed = mosaic.match(true, seen, radius=np.array([1.0, 3.0]))
+    assert agreed.found.tolist() == [False, True]
+
+
+def test_match_finds_as_many_as_the_best_assignment_where_nothing_competes(generator):
+    places = 100 * torch.rand(40, 2, generator=generator).numpy() // 10 * 10
+    places = np.unique(places, axis=0)
+    moved = places + np.random.default_rng(0).uniform(-1, 1, places.shape)
+    rows, columns = linear_sum_assignment(cdist(places, moved))
+    agreed = mosaic.match(catalogue(places), catalogue(moved), radius=4)
+    assert sorted(map(tuple, agreed.pairs.tolist())) == list(zip(rows, columns, strict=True))
+
+
+@pytest.mark.parametrize("radius", [0, -1, float("nan"), np.array([1.0, 0.0]), np.ones(5)])
+def test_bad_radius(radius):
+    with pytest.raises(ValueError, match="radius"):
+        mosaic.match(catalogue([(0, 0), (1, 1)]), catalogue([(0, 0)]), radius=radius)
+
+
+def test_match_needs_places():
+    with pytest.raises(ValueError, match="columns x and y"):
+        mosaic.match(np.zeros(3), catalogue([(0, 0)]), radius=1)
+    nothing = mosaic.match(catalogue([(0, 0)]), catalogue([]), radius=1)
+    assert len(nothing.pairs) == 0 and not nothing.found.any()
+
+
+def chapter(*ids):
+    """Return the names of folded cells of chapter 14."""
+    return namespace("14_mosaic", *ids, np=np, torch=torch)
+
+
+def test_separation_of_known_pairs():
+    rows = catalogue([(0, 0), (6, 0), (300, 0), (6, 1)], radius=[2.0, 4.0, 3.0, 1.0], blank=[0, 0, 0, 1])
+    assert chapter("separation")["separation"](rows).tolist() == [1.0, 1.0, np.inf, np.inf]
+
+
+@pytest.mark.filterwarnings("error")
+def test_points_are_apart_without_a_warning():
+    columns = {"radius": [0.0, 0.0, 3.0, 0.0], "blank": [0, 0, 0, 0]}
+    rows, separation = (
+        catalogue([(0, 0), (0, 0), (6, 0), (9, 0)], **columns),
+        chapter("separation")["separation"],
+    )
+    assert separation(rows).tolist() == [np.inf, np.inf, 1.0, 1.0]
+    assert separation(rows[:2]).tolist() == [np.inf, np.inf]
+
+
+def test_wilson_is_scipys_and_says_nothing_of_nothing():
+    wilson = chapter("shares")["wilson"]
+    for hits, count in ((0, 10), (3, 10), (10, 10), (800, 1000)):
+        witness = stats.binomtest(hits, count).proportion_ci(method="wilson")
+        assert [float(end) for end in wilson(hits, count)] == pytest.approx(
+            [witness.low, witness.high], abs=1e-9
+        )
+    assert [float(end) for end in wilson(0, 0)] == [0, 1]
+
+
+def test_rates_by_hand():
+    rates, hits = chapter("shares")["rates"], np.array([1, 0, 1, 1, 0]) > 0
+    table = rates(np.array([0, 1, 1, 2, 9]), hits, np.arange(5.0))
+    assert table["count"].tolist() == [1, 2, 1, 0] and table["rate"].tolist() == [1, 0.5, 1, 0]
+    assert (table["lower"] <= table["rate"]).all() and (table["rate"] <= table["upper"]).all()
+    assert table["low"].tolist() == [0, 1, 2, 3] and table["high"].tolist() == [1, 2, 3, 4]
+    assert (table["lower"][3], table["upper"][3]) == (0, 1), "an empty bin says nothing"
+
+
+def test_resampled_rate_knows_that_copies_are_no_new_galaxies(generator):
+    hits, groups = np.repeat([0, 1, 1, 0, 1, 0, 1, 1, 0, 1], 100), np.repeat(np.arange(10), 100)
+    drawn = chapter("resampled")["resampled_rate"](hits, groups, generator=generator)
+    assert drawn.mean() == pytest.approx(hits.mean(), abs=0.02)
+    assert drawn.std() == pytest.approx((0.6 * 0.4 / 10) ** 0.5, rel=0.1)  # ten galaxies, not a thousand
+
+
+def test_the_chapters_fits_file_gives_image_catalogue_and_sky_coordinates_back(tmp_path):
     fits, wcs = pytest.importorskip("astropy.io.fits"), pytest.importorskip("astropy.wcs")
     from astropy.coordinates import SkyCoord
 
     field = mosaic.compose(stamps_of_noise(), size=(200, 300), placements=12, generator=draw())
-    path = mosaic.write_fits(tmp_path / "new" / "field.fits", field, centre=(10.0, 60.0))
-    assert [file.name for file in path.parent.iterdir()] == ["field.fits"]
+    path = chapter("fits-writer")["write_fits"](tmp_path / "field.fits", field, centre=(10.0, 60.0))
     with fits.open(path) as units:
         assert np.array_equal(units[0].data, field.image.numpy())
         table, projection = units["CATALOGUE"].data, wcs.WCS(units[0].header).celestial
@@ -183,16 +377,25 @@ def test_fits_file_gives_image_catalogue_and_sky_coordinates_back(tmp_path):
     assert projection.pixel_to_world(150.5, 99.5).ra < middle.ra, "east is to the left"
 
 
-@pytest.mark.parametrize("wrong", [{"centre": (400, 0)}, {"centre": (0, 91)}, {"pixel_scale": 0}])
-def test_impossible_sky_coordinates(tmp_path, wrong):
-    field = mosaic.compose(gaussian()[None], size=64, placements=1, generator=draw(), **ONE)
-    with pytest.raises(ValueError, match="degrees"):
-        mosaic.write_fits(tmp_path / "field.fits", field, **wrong)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_stamps_of_another_precision(kind):
+    exact = stamps_of_noise().half().float()
+    setting = {"size": 100, "placements": 3}
+    one, two = (mosaic.compose(x, generator=draw(), **setting) for x in (exact, exact.to(kind)))
+    assert torch.allclose(one.image, two.image, atol=1e-6)
+    assert mosaic.blank(exact.to(kind), 3).tolist() == mosaic.blank(exact, 3).tolist()
 
 
-def test_galaxy_zoo_field_holds_its_galaxies(galaxy_zoo_folder):
-    real = images.galaxy_zoo(galaxy_zoo_folder, size=64, split="test", limit=60).pixels
-    field = mosaic.compose(real, size=600, placements=60, generator=draw())
-    found = mosaic.match(field.catalogue, mosaic.detect(field.image), radius=5).found
-    assert found.mean() > 0.6
+def test_what_is_no_stamp_is_named():
+    found = images.ImageSet(torch.zeros(2, 3, 32, 32), ("a", "b"), "nowhere")
+    for call in (mosaic.cut_out, lambda x: mosaic.blank(x, 1)):
+        with pytest.raises(ValueError, match="got a ImageSet"):
+            call(found)
+    with pytest.raises(ValueError, match="generator is 0"):
+        mosaic.compose(torch.zeros(2, 3, 32, 32), size=64, placements=1, generator=0)
+
+
+def test_black_stamps_make_an_empty_field():
+    field = mosaic.compose(torch.zeros(2, 3, 32, 32), size=64, placements=4, generator=draw())
+    assert field.catalogue["blank"].all() and (field.catalogue["flux"] == 0).all()
+    assert np.isfinite([field.catalogue[name] for name in ("x", "y", "radius")]).all()

@@ -1,38 +1,39 @@
-"""Take blends apart by the means of surveys: detect sources, then give each its pixels or a share of them.
+"""Find sources and take blends apart by the means of surveys: nothing here learns.
 
-Nothing here learns. The first galaxy of the answer is the source nearest to the middle of the stamp, the
-second the brightest of the others; where neither has light of its own it shows flat sky. SEP, photutils and
-astropy come with the extra ``galnb[sky]``.
+Chapters 05 and 14, Evaluation and A sky of new galaxies. Of a blend that was taken apart, the first galaxy is
+the source nearest to the middle of the stamp, the second the brightest of the others; where neither has light
+of its own it shows flat sky. SEP (Bertin & Arnouts 1996, A&AS 117, 393; Barbary 2016, JOSS 1, 58), photutils
+and astropy come with the extra ``galnb[sky]``; a `ModuleNotFoundError` names the one that is missing.
 """
 
-import importlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
 import torch
+from scipy import ndimage
 
-from galnb.evaluation.metrics import DETECTION_KERNEL
+from galnb import checks
+from galnb.evaluation.metrics import DETECTION_KERNEL, LEAST_NOISE, RING
 from galnb.images import check_images
 
-RING = 5  # px along the border that count as sky
+_COLUMNS = np.dtype([("x", "f8"), ("y", "f8"), ("radius", "f8"), ("flux", "f8"), ("area", "i4")])
+_FIELD_NOISE = 0.001  # least, for a sky without any, such as FIRST's: a quarter of a level of 8 bits
+
+# what is found in a stamp: places and peaks (K, 2), x and y in pixels; fluxes (K,); segments (H, W), 1..K
+_Sources = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Detection:
     """Say what counts as a source; the defaults are SourceExtractor's.
 
-    Parameters
-    ----------
-    threshold, min_area
-        Of a pixel, in standard deviations of the sky noise; pixels that a source has at least.
-    levels, contrast
-        Thresholds at which a source may fall apart; share of the light that makes a part a source.
-
-    Notes
-    -----
-    Chapter: Evaluation
+    threshold: of a pixel, in standard deviations of the sky noise.
+    min_area: pixels that a source has at least.
+    levels: thresholds at which a source may fall apart.
+    contrast: share of the light that makes a part a source.
     """
 
     threshold: float = 1.5
@@ -48,23 +49,12 @@ class Detection:
 TUNED = Detection(levels=64, contrast=0.0003)  # for JPEG images, whose stretch flattens the peaks
 
 
-# what a detection returns: places and peaks (K, 2), x and y in pixels; fluxes (K,); segments (H, W), 1..K
-_Sources = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
 def sky_and_noise(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Measure the sky along the border of images (B, C, H, W).
+    """Measure the sky along the border of images (B, C, H, W): medians of the outer 5 px, clipped at 3 sigma.
 
-    Returns
-    -------
-    channels : numpy.ndarray, shape (B, C)
-        Level of each channel.
-    level, noise : numpy.ndarray, shape (B,)
-        Level and standard deviation (at least 0.003) of the luminance, the sum of the channels.
-
-    Notes
-    -----
-    Medians of the outermost 5 px, clipped at 3 sigma in at most 5 rounds. Chapter: Evaluation
+    Returns the level of each channel (B, C), and level (B,) and standard deviation (B,), at least 0.003, of
+    the luminance, the sum of the channels. At most 5 rounds of clipping. Unlike the sky of `metrics`, which
+    takes the lower of two middle values, a median of an even number is their mean.
     """
     check_images(images)
     if min(images.shape[-2:]) <= 2 * RING:
@@ -75,76 +65,37 @@ def sky_and_noise(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndar
     ring = _array(images)[..., border]  # (B, C, pixels)
     _, channels, _ = clipped(ring, sigma=3, maxiters=5, axis=-1)
     _, level, noise = clipped(ring.sum(1), sigma=3, maxiters=5, axis=-1)
-    return channels, level, np.maximum(noise, 0.003)
+    return channels, level, np.maximum(noise, LEAST_NOISE)
 
 
 def sep_segments(blended: torch.Tensor, *, detection: Detection = Detection()) -> torch.Tensor:
-    """Cut blends along the segments that SEP, the core of SourceExtractor, finds.
+    """Cut blends (B, C, H, W) along the segments that SEP, SourceExtractor's core, finds: (B, 2, C, H, W).
 
-    Parameters
-    ----------
-    blended : torch.Tensor, shape (B, C, H, W)
-        Blends in [0, 1].
-    detection : Detection
-        What counts as a source; `TUNED` finds both galaxies of a JPEG image more often.
-
-    Returns
-    -------
-    torch.Tensor, shape (B, 2, C, H, W)
-        Pixels of further sources belong to neither galaxy. Without a second source the second image is sky,
-        without any the first image is the blend.
-
-    Raises
-    ------
-    ValueError, ModuleNotFoundError
-        If the images do not fit; if SEP or astropy is missing.
-
-    References
-    ----------
-    Bertin & Arnouts 1996, A&AS 117, 393; Barbary 2016, JOSS 1, 58.
-
-    Chapter: Evaluation
+    Pixels of further sources belong to neither galaxy. Without a second source the second image is sky,
+    without any the first image is the blend. `TUNED` finds both galaxies of a JPEG image more often.
     """
-    return _cut(blended, _find_by_sep, detection)
+    return _cut(blended, _stamp_by_sep, detection)
 
 
 def photutils_segments(blended: torch.Tensor, *, detection: Detection = Detection()) -> torch.Tensor:
     """Cut blends along the segments that photutils finds: as `sep_segments`, with a watershed.
 
-    Unlike SEP, photutils keeps what may be noise on the wings of a brighter source. Chapter: Evaluation
+    Unlike SEP, photutils keeps what may be noise on the wings of a brighter source.
     """
-    return _cut(blended, _find_by_photutils, detection)
+    return _cut(blended, _stamp_by_photutils, detection)
 
 
 def symmetry_templates(
     blended: torch.Tensor, *, detection: Detection = Detection(), centres: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Share the light of blends among galaxies that are symmetric about their peaks.
+    """Share the light of blends among galaxies that are symmetric about their peaks, which SEP finds.
 
-    Parameters
-    ----------
-    blended, detection
-        As in `sep_segments`; SEP finds the peaks.
-    centres : torch.Tensor, shape (B, 2, 2), optional
-        Tell where both galaxies lie instead: (x, y) from the middle in pixels, as `Blends.offsets`, used to
-        the half pixel.
-
-    Returns
-    -------
-    torch.Tensor, shape (B, 2, C, H, W)
-        As from `sep_segments`, which raises the same.
-
-    Notes
-    -----
+    centres: (B, 2, 2), tells where both galaxies lie instead: (x, y) from the middle in px, as
+        `Blends.offsets`, used to the half pixel.
     f is the light above the sky where the luminance exceeds the threshold, f_k the same turned by 180 degrees
     about peak k (0 from outside). Templates T_k = min(f, f_k) share f as T_k / sum_j T_j in each channel, and
-    1 / (1 + r_k²) does where all are 0. So do SDSS and LSST, with weights and monotony, which are left out.
-
-    References
-    ----------
-    Stoughton et al. 2002, AJ 123, 485; Bosch et al. 2018, PASJ 70, S5.
-
-    Chapter: Evaluation
+    1 / (1 + r_k²) does where all are 0. So do SDSS (Stoughton et al. 2002, AJ 123, 485) and LSST (Bosch et
+    al. 2018, PASJ 70, S5), with weights and monotony, which are left out.
     """
     channels, level, noise = sky_and_noise(blended)
     if centres is not None and centres.shape != (len(blended), 2, 2):
@@ -154,7 +105,7 @@ def symmetry_templates(
     for index, (image, part) in enumerate(zip(images, parts, strict=True)):
         light = image.sum(0) - level[index]
         if centres is None:
-            _, peaks, fluxes, _ = _find_by_sep(light, noise[index], detection)
+            _, peaks, fluxes, _ = _stamp_by_sep(light, noise[index], detection)
             chosen = _choose(peaks, fluxes, light)
         else:
             peaks, chosen = _array(centres[index]) + _middle(light), [0, 1]
@@ -164,6 +115,30 @@ def symmetry_templates(
         above = (image - channels[index, :, None, None]) * (light > detection.threshold * noise[index])
         part[: len(chosen)] += above * _shares(above.clip(0), peaks)[chosen]
     return torch.from_numpy(parts).to(blended).clamp(0, 1)
+
+
+def detect(
+    image: torch.Tensor, *, method: str = "SEP", detection: Detection = Detection(), mesh: int = 64
+) -> np.ndarray:
+    """Find sources in a field (C, H, W) in [0, 1], 8 px or more a side; the mean of the channels is searched.
+
+    method: "SEP", or "photutils", which is slower, for small fields.
+    mesh: side of the cells in which the background is estimated, px.
+    Returns a structured array, one row per source: ``x``, ``y`` px, (0, 0) = middle of the first pixel;
+    ``radius``: half-light radius, px; ``flux``: light above the background in the pixels of the source, as in
+    `Mosaic.catalogue` but for the wings below the threshold, which are in no pixel of a source; ``area``:
+    pixels.
+    """
+    if not isinstance(image, torch.Tensor) or image.ndim != 3:
+        given = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
+        raise ValueError(f"got {given}, expected one image (C, H, W); of an ImageSet take .pixels[0]")
+    check_images(image[None], name="image")
+    checks.one_of("method", method, _DETECTORS)
+    checks.at_least(8, mesh=mesh)
+    if min(image.shape[-2:]) < 8:
+        raise ValueError(f"got an image of {tuple(image.shape[-2:])} px; expected 8 or more a side")
+    light = image.detach().cpu().float().mean(0).contiguous().numpy()
+    return _DETECTORS[method](light, detection, min(mesh, *light.shape))
 
 
 def _cut(blended: torch.Tensor, find: Callable, detection: Detection) -> torch.Tensor:
@@ -187,28 +162,6 @@ def _choose(places: np.ndarray, fluxes: np.ndarray, light: np.ndarray) -> list[i
     return [first, *[int(index) for index in np.argsort(-fluxes) if index != first][:1]]
 
 
-def _find_by_sep(light: np.ndarray, noise: float, detection: Detection) -> _Sources:
-    steps = {"deblend_nthresh": detection.levels, "deblend_cont": detection.contrast}
-    steps |= {"minarea": detection.min_area, "segmentation_map": True}
-    found, segments = _load("sep").extract(np.ascontiguousarray(light), detection.threshold, noise, **steps)
-    places, peaks = (np.stack([found["x" + which], found["y" + which]], 1) for which in ("", "peak"))
-    return places, peaks, found["flux"], segments
-
-
-def _find_by_photutils(light: np.ndarray, noise: float, detection: Detection) -> _Sources:
-    from scipy import ndimage
-
-    photutils = _load("photutils.segmentation")
-    smooth = ndimage.convolve(light, DETECTION_KERNEL / np.sum(DETECTION_KERNEL), mode="constant")
-    found = photutils.detect_sources(smooth, detection.threshold * noise, detection.min_area)
-    if found is None:
-        return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), np.zeros(light.shape, int)
-    steps = {"n_levels": detection.levels, "contrast": detection.contrast, "progress_bar": False}
-    found = photutils.deblend_sources(smooth, found, detection.min_area, **steps)
-    places = np.array(ndimage.center_of_mass(light.clip(0), found.data, found.labels))[:, ::-1]
-    return places, places, ndimage.sum_labels(light, found.data, found.labels), found.data
-
-
 def _shares(light: np.ndarray, peaks: np.ndarray) -> np.ndarray:
     """Return which share of `light` (C, H, W) >= 0 each of the K peaks gets, (K, C, H, W), summing to 1."""
     y, x = np.indices(light.shape[-2:])
@@ -226,6 +179,99 @@ def _turned(light: np.ndarray, twice_x: int, twice_y: int) -> np.ndarray:
     return light[:, rows.clip(0, height - 1)][:, :, columns.clip(0, width - 1)] * inside
 
 
+def _by_sep(
+    light: np.ndarray, noise: float, detection: Detection, segments: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return SEP's table of sources and, if asked for, the segments (H, W)."""
+    sep = _load("sep")
+    limits = sep.get_extract_pixstack(), sep.get_sub_object_limit()
+    sep.set_extract_pixstack(max(limits[0], light.size // 16))  # SEP's own is for a small, empty field
+    sep.set_sub_object_limit(max(limits[1], 8192))
+    try:
+        found = sep.extract(
+            np.ascontiguousarray(light),
+            detection.threshold,
+            noise,
+            minarea=detection.min_area,
+            deblend_nthresh=detection.levels,
+            deblend_cont=detection.contrast,
+            segmentation_map=segments,
+        )
+    finally:
+        sep.set_extract_pixstack(limits[0])
+        sep.set_sub_object_limit(limits[1])
+    return found if segments else (found, None)
+
+
+def _stamp_by_sep(light: np.ndarray, noise: float, detection: Detection) -> _Sources:
+    found, segments = _by_sep(light, noise, detection, segments=True)
+    places, peaks = (np.stack([found["x" + which], found["y" + which]], 1) for which in ("", "peak"))
+    return places, peaks, found["flux"], segments
+
+
+def _field_by_sep(light: np.ndarray, detection: Detection, mesh: int) -> np.ndarray:
+    sep = _load("sep")
+    background = sep.Background(light, bw=mesh, bh=mesh)
+    background.subfrom(light)
+    # of a sky that is exactly empty SEP says that its noise is 1
+    noise = max(_FIELD_NOISE, background.globalrms if background.rms().any() else 0)
+    found, _ = _by_sep(light, noise, detection, segments=False)
+    sources = np.zeros(len(found), _COLUMNS)
+    for name, column in (("x", "x"), ("y", "y"), ("flux", "flux"), ("area", "npix")):
+        sources[name] = found[column]
+    reach = 6 * found["a"].clip(0.5)
+    sources["radius"], _ = sep.flux_radius(
+        light, found["x"], found["y"], reach, 0.5, normflux=found["flux"], subpix=5
+    )
+    return sources
+
+
+def _by_photutils(light: np.ndarray, noise: float, detection: Detection):
+    """Return photutils' SegmentationImage, None where nothing is found; light is smoothed as SEP does."""
+    segmentation = _load("photutils.segmentation")
+    kernel = DETECTION_KERNEL / np.sum(DETECTION_KERNEL)
+    smooth = ndimage.convolve(light, kernel, mode="constant")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No sources were found")  # None says so too
+        found = segmentation.detect_sources(smooth, detection.threshold * noise, detection.min_area)
+        if found is None:
+            return None
+        steps = {"n_levels": detection.levels, "contrast": detection.contrast} | _silent()
+        return segmentation.deblend_sources(smooth, found, detection.min_area, **steps)
+
+
+def _silent() -> dict[str, bool]:
+    """Return what keeps photutils from drawing a bar of progress: from 3.1 on it draws none, and warns."""
+    major, minor = _load("photutils").__version__.split(".")[:2]
+    return {} if (int(major), int(minor)) >= (3, 1) else {"progress_bar": False}
+
+
+def _stamp_by_photutils(light: np.ndarray, noise: float, detection: Detection) -> _Sources:
+    found = _by_photutils(light, noise, detection)
+    if found is None:
+        return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), np.zeros(light.shape, int)
+    places = np.array(ndimage.center_of_mass(light.clip(0), found.data, found.labels))[:, ::-1]
+    return places, places, ndimage.sum_labels(light, found.data, found.labels), found.data
+
+
+def _field_by_photutils(light: np.ndarray, detection: Detection, mesh: int) -> np.ndarray:
+    estimate = _load("photutils.background").Background2D
+    try:
+        background = estimate(light, mesh)  # without the cells of which galaxies fill more than a tenth ...
+    except ValueError:
+        background = estimate(light, mesh, exclude_percentile=100)  # ... unless all of them do: a small field
+    light = light - background.background
+    found = _by_photutils(light, max(_FIELD_NOISE, background.background_rms_median), detection)
+    if found is None:
+        return np.zeros(0, _COLUMNS)
+    measured = _load("photutils.segmentation").SourceCatalog(light, found)
+    sources = np.zeros(len(measured.labels), _COLUMNS)
+    sources["x"], sources["y"] = measured.x_centroid, measured.y_centroid
+    sources["flux"], sources["area"] = measured.segment_flux, measured.segment_area.value
+    sources["radius"] = np.nan_to_num(measured.flux_radius(0.5).value)
+    return sources
+
+
 def _middle(image: np.ndarray) -> np.ndarray:
     return (np.array(image.shape[:-3:-1]) - 1) / 2  # x, y
 
@@ -235,14 +281,10 @@ def _array(images: torch.Tensor) -> np.ndarray:
 
 
 def _load(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f'classical deblending needs {name.partition(".")[0]}; install it with: pip install "galnb[sky]"'
-        ) from error
+    return checks.optional(name, extra="sky", purpose="finding sources")
 
 
+_DETECTORS = {"SEP": _field_by_sep, "photutils": _field_by_photutils}
 CLASSICAL = {
     "SEP segments": sep_segments,
     "photutils segments": photutils_segments,

@@ -1,37 +1,31 @@
-"""Measure how far two sets of images are from each other, as a named feature network sees them."""
+"""Measure how far two sets of images are from each other, as a named feature network sees them.
+
+Chapter 13, New galaxies.
+"""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from galnb import checks
 from galnb.gans.features import feature_network
-from galnb.images.imageset import check_generator, check_images, check_sizes
+from galnb.images import check_images
 
 NORMAL = 1.959964  # half width of a 95 % interval in standard errors
 LARGEST = 1e25  # of a vector: its 12th power, in the variance of the kernel's slopes, is still a number
+_ROUNDING = 1e-11  # of the variances: what is left of a distance that is 0
 
 
 @dataclass(frozen=True)
 class Distance:
     """Hold a distance between two sets of images.
 
-    Parameters
-    ----------
-    value : float
-        The distance of these two sets.
-    low, high : float
-        95 % interval: how far it would move with other images of the same kinds *at the same count*.
-    count : int
-        Images in each set. Distances at different counts do not compare.
-    features : str
-        Network that saw the images. With any but Inception a Fréchet distance is no FID.
-
-    Notes
-    -----
-    Chapter: New galaxies
+    value: the distance of these two sets.
+    low, high: 95 % interval: how far it would move with other images of the same kinds at the same count.
+    count: images in each set. Distances at different counts do not compare.
+    features: network that saw the images. With any but Inception a Fréchet distance is no FID.
     """
 
     value: float
@@ -42,35 +36,15 @@ class Distance:
 
 
 def embed(images: torch.Tensor, features: str | nn.Module, *, batch: int = 8) -> torch.Tensor:
-    """Compute one vector of features per image, once, for any number of distances.
+    """Compute one vector of features per image, (B, D) on the CPU, once for any number of distances.
 
-    Parameters
-    ----------
-    images : torch.Tensor, shape (B, C, H, W)
-        In [0, 1], grey or colour.
-    features : str or torch.nn.Module
-        Name for `features.feature_network`, or a network built by it with ``pooled=True``.
-    batch : int
-        Images per pass.
-
-    Returns
-    -------
-    torch.Tensor, shape (B, D)
-        On the CPU.
-
-    Raises
-    ------
-    ValueError
-        If images break the image convention, or `features` is no network or gives no vectors.
-    FileNotFoundError, ModuleNotFoundError
-        If weights are missing; the message says what to install or give.
-
-    Notes
-    -----
-    Chapter: New galaxies
+    images: (B, C, H, W) in [0, 1], grey or colour.
+    features: name for `features.feature_network`, or a network built by it with ``pooled=True``.
+    batch: images per pass.
+    `FileNotFoundError` and `ModuleNotFoundError` say which weights are missing and how to get them.
     """
     check_images(images)
-    check_sizes(batch=batch)
+    checks.at_least(1, batch=batch)
     if not isinstance(features, (str, nn.Module)):
         raise ValueError(f"features is {features!r}; expected a name or a network of feature_network(...)")
     network = feature_network(features, pooled=True) if isinstance(features, str) else features
@@ -85,92 +59,46 @@ def embed(images: torch.Tensor, features: str | nn.Module, *, batch: int = 8) ->
     return vectors
 
 
-def frechet_distance(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    *,
-    features: str | nn.Module,
-    count: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Distance:
+def frechet_distance(a: torch.Tensor, b: torch.Tensor, *, features: str | nn.Module) -> Distance:
     """Compute the Fréchet distance of two sets of images: that of normal distributions with their moments.
 
-    Parameters
-    ----------
-    a, b : torch.Tensor, (N, C, H, W) in [0, 1] or (N, D)
-        Equally many images, or their vectors from `embed` with the same features.
-    features : str or torch.nn.Module
-        As in `embed`; the result names it.
-    count : int, optional
-        Draw so many of each set instead of taking all.
-    generator : torch.Generator, optional
-        CPU generator for the draw; required with `count`.
+    a, b: equally many images (N, C, H, W) in [0, 1], or their vectors (N, D) from `embed` with the same
+        features.
+    features: as in `embed`; the result names it.
+    |m1 - m2|² + Tr S1 + Tr S2 - 2 Tr (S1 S2)^½ (Dowson & Landau 1982; with Inception FID, Heusel et al.
+    2017). With centred vectors A, B in rows, Tr (S1 S2)^½ is the sum of the singular values of A Bᵀ / (N -
+    1): exact for any N and D, without a root of a matrix. A set is exactly 0 from itself, in any order. Few
+    images make it too large, for two draws from one sky as well: compare with real images at the same count,
+    never across counts.
 
-    Returns
-    -------
-    Distance
-
-    Raises
-    ------
-    ValueError
-        If the sets are no tensors of images or vectors, not equally many (say `count`) or fewer than 2, or
-        their vectors differ in length or hold numbers beyond 1e25.
-
-    Notes
-    -----
-    |m1 - m2|² + Tr S1 + Tr S2 - 2 Tr (S1 S2)^½ (Dowson & Landau 1982). With centred vectors A, B in rows,
-    Tr (S1 S2)^½ is the sum of the singular values of A Bᵀ / (N - 1): exact for any N and D, without a root of
-    a matrix. Few images make it too large, for two draws from one sky as well: compare with `real_floor` at
-    the same count, never across counts.
-
-    The interval is the infinitesimal jackknife's: the distance is differentiated by the weight of each image
-    (from the same singular vectors), and the spread of the derivatives is the standard error. A bootstrap
-    would be wrong here: a resample repeats images, holds about .63 N different ones, and so adds the excess
-    of small N once more; its values lie above the distance they should surround.
-
-    References
-    ----------
-    Heusel et al. 2017, NeurIPS 30 (with Inception: FID); Efron 1982, The Jackknife, the Bootstrap, chapter 6.
-
-    Chapter: New galaxies
+    The interval is the infinitesimal jackknife's (Efron 1982, chapter 6): the distance is differentiated by
+    the weight of each image, and the spread of the derivatives is the standard error. A bootstrap would be
+    wrong: a resample repeats images, holds about .63 N different ones, and so adds the excess of small N once
+    more; its values lie above the distance they should surround.
     """
-    a, b = _vectors(a, b, features, count, generator)
+    a, b = _vectors(a, b, features)
     n, shift = len(a), a.mean(0) - b.mean(0)
     a, b = a - a.mean(0), b - b.mean(0)
     left, values, right = _singular(a, b)
-    value = shift.square().sum() + (a.square().sum() + b.square().sum() - 2 * values.sum()) / (n - 1)
+    spread = a.square().sum() + b.square().sum()
+    value = shift.square().sum() + (spread - 2 * values.sum()) / (n - 1)
     slopes = [
         2 * sign * (own @ shift) + n / (n - 1) * (own.square().sum(1) - vectors.square() @ values)
         for own, sign, vectors in ((a, 1, left), (b, -1, right))
     ]
-    return _distance(max(float(value), 0.0), 0.0, slopes, features)
+    value = 0.0 if value <= _ROUNDING * spread / (n - 1) else float(value)
+    return _distance(value, 0.0, slopes, features)
 
 
-def kernel_distance(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    *,
-    features: str | nn.Module,
-    count: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Distance:
+def kernel_distance(a: torch.Tensor, b: torch.Tensor, *, features: str | nn.Module) -> Distance:
     """Compute the kernel distance of two sets of images: the squared maximum mean discrepancy.
 
-    Takes and raises what `frechet_distance` does. Without a bias at any count: 0 on average, so sometimes
-    below, for two draws from one sky.
-
-    Notes
-    -----
-    mean k(a, a') + mean k(b, b') - 2 mean k(a, b) over pairs of different images, with k(x, y) =
-    (x · y / D + 1)³. The interval is the jackknife's, too wide rather than too narrow for sets that agree.
-
-    References
-    ----------
-    Bińkowski, Sutherland, Arbel, Gretton 2018, ICLR (with Inception: KID).
-
-    Chapter: New galaxies
+    Takes what `frechet_distance` does. mean k(a, a') + mean k(b, b') - 2 mean k(a, b) over pairs of different
+    images, with k(x, y) = (x · y / D + 1)³ (Bińkowski et al. 2018; with Inception KID). Without a bias at any
+    count: 0 on average, so sometimes below, for two draws from one sky, and below for a set and itself. The
+    interval is the jackknife's, too wide rather than too narrow for sets that agree.
     """
-    a, b = _vectors(a, b, features, count, generator)
+    a, b = _vectors(a, b, features)
     n = len(a)
     own, other = [], []  # mean kernel of each image with its own set and with the other
     for x, y in ((a, b), (b, a)):
@@ -182,89 +110,25 @@ def kernel_distance(
     return _distance(float(value), -math.inf, slopes, features)
 
 
-def real_floor(
-    images: torch.Tensor,
-    *,
-    features: str | nn.Module,
-    generator: torch.Generator,
-    distance: Callable[..., Distance] = frechet_distance,
-    count: int | None = None,
-    splits: int = 20,
-) -> Distance:
-    """Compute how far two halves of the real images are from each other: the least to hope for.
-
-    Parameters
-    ----------
-    images : torch.Tensor, (N, C, H, W) in [0, 1] or (N, D)
-        Real images or their vectors.
-    features : str or torch.nn.Module
-        As in `embed`.
-    generator : torch.Generator
-        CPU generator of the splits.
-    distance : callable
-        `frechet_distance` or `kernel_distance`.
-    count : int, optional
-        Images in each half: that of the distance to compare with. Default: N // 2.
-    splits : int
-        How often to split anew.
-
-    Returns
-    -------
-    Distance
-        Mean over the splits, and the range of the middle 95 % of them.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than 2 `count` images, or `images` or `generator` is of another kind.
-
-    Notes
-    -----
-    Chapter: New galaxies
-    """
-    check_sizes(count=count, splits=splits)
-    _check_set(images)
-    check_generator(generator)
-    vectors = images if images.ndim == 2 else embed(images, features)
-    half = len(vectors) // 2 if count is None else count
-    if not 2 <= half <= len(vectors) // 2:
-        raise ValueError(f"{len(vectors)} images do not make two halves of {half}, at least 2 in each")
-    found = []
-    for _ in range(splits):
-        order = torch.randperm(len(vectors), generator=generator)
-        one, other = vectors[order[:half]], vectors[order[half : 2 * half]]
-        found.append(distance(one, other, features=features).value)
-    low, high = torch.tensor(found).double().quantile(torch.tensor([0.025, 0.975]).double()).tolist()
-    return Distance(sum(found) / splits, low, high, half, _name(features))
-
-
 def _name(features: str | nn.Module) -> str:
     return features if isinstance(features, str) else getattr(features, "name", type(features).__name__)
 
 
-def _check_set(images: torch.Tensor) -> None:
-    if not isinstance(images, torch.Tensor) or images.ndim not in (2, 4) or 0 in images.shape[1:]:
-        given = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
-        raise ValueError(
-            f"got {given}; expected a tensor of images (N, C, H, W) or vectors (N, D), D at least 1"
-        )
-
-
-def _vectors(a, b, features, count, generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _vectors(
+    a: torch.Tensor, b: torch.Tensor, features: str | nn.Module
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return equally many vectors of both sets in double precision."""
-    check_sizes(count=count)
     for part in (a, b):
-        _check_set(part)
-    if count is not None:
-        if not isinstance(generator, torch.Generator):
-            raise ValueError(f"count={count} draws at random: give a generator, too; got {generator!r}")
-        if count > min(len(a), len(b)):
-            raise ValueError(f"count is {count}, but the sets hold {len(a)} and {len(b)} images")
-        a, b = (part[torch.randperm(len(part), generator=generator)[:count]] for part in (a, b))
+        if not isinstance(part, torch.Tensor) or part.ndim not in (2, 4) or 0 in part.shape[1:]:
+            given = tuple(part.shape) if isinstance(part, torch.Tensor) else type(part).__name__
+            raise ValueError(
+                f"got {given}; expected a tensor of images (N, C, H, W), of an ImageSet its .pixels, or of "
+                "vectors (N, D), D at least 1"
+            )
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(
             f"the sets hold {len(a)} and {len(b)} images; expected equally many, at least 2: a distance "
-            "depends on the count. Give count=N and a generator to draw N of each"
+            "depends on the count. Take the first N of each"
         )
     a, b = (part.detach().double() if part.ndim == 2 else embed(part, features).double() for part in (a, b))
     if a.shape != b.shape or not all((part.abs() <= LARGEST).all() for part in (a, b)):

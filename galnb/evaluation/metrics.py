@@ -1,7 +1,10 @@
 """Measure how close one image is to another: pixels, structure, and what an astronomer would measure.
 
-Images are float (..., C, H, W), at least one batch axis in front; every function returns one number per
-image, (...), so that `Blends.galaxies` (B, N, C, H, W) go in as they are and give (B, N).
+Chapter 05, Evaluation. Images are floats (..., C, H, W) of any precision, at least one batch axis in front;
+every function returns one float32 per image, (...), so that `Blends.galaxies` (B, N, C, H, W) give (B, N).
+What is narrower than float32 is computed in float32; float64 stays. A `ValueError` names shapes that differ
+and values that are not finite or spread wider than `data_range` (largest minus smallest possible value, 1 for
+[0, 1]).
 """
 
 import math
@@ -11,91 +14,44 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from galnb.evaluation.distances import frechet_distance, kernel_distance  # noqa: F401
-from galnb.evaluation.neighbours import nearest  # noqa: F401
-
 PERCENTILES = (5, 25, 50, 75, 95)
 DETECTION_KERNEL = ((1, 2, 1), (2, 4, 2), (1, 2, 1))  # SourceExtractor's default filter
+RING = 5  # px along the border that count as sky
+LEAST_NOISE = 0.003  # of the sum of the channels: less is the grain of 8 bits
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, *, data_range: float) -> torch.Tensor:
-    """Compute the peak signal-to-noise ratio of each pair of images.
+    """Compute the peak signal-to-noise ratio of each pair: 10 log10(data_range² / mean squared error), in dB.
 
-    Parameters
-    ----------
-    a, b : torch.Tensor, (..., C, H, W)
-        Images to compare, in any order.
-    data_range : float
-        Largest minus smallest value that an image can have: 1 for images in [0, 1].
-
-    Returns
-    -------
-    torch.Tensor, (...)
-        Decibel; infinite where both images are equal.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, values are not finite floats, or they spread wider than `data_range`.
-
-    Notes
-    -----
-    10 log10(data_range² / mean squared error over channels and pixels).
-
-    Chapter: Evaluation
+    Infinite where both images are equal, by definition.
     """
-    _check_pair(a, b, data_range)
+    a, b = _pair(a, b, data_range)
     error = (a - b).square().mean((-3, -2, -1), dtype=torch.float64)
     return (10 * torch.log10(data_range**2 / error)).float()
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor, *, data_range: float, window: int = 7) -> torch.Tensor:
-    """Compute the mean structural similarity of each pair of images.
+    """Compute the mean structural similarity of each pair: at most 1, exactly that for equal images.
 
-    Parameters
-    ----------
-    a, b : torch.Tensor, (..., C, H, W)
-        Images to compare, in any order.
-    data_range : float
-        As in `psnr`. A range that is too wide makes every pair look alike.
-    window : int, default 7
-        Odd side of the square window in pixels.
-
-    Returns
-    -------
-    torch.Tensor, (...)
-        At most 1, the value of equal images.
-
-    Raises
-    ------
-    ValueError
-        As `psnr`, and if the window is even or larger than the image.
-
-    Notes
-    -----
-    Equation 13 of the reference with uniform weights, sample covariances, K1 = 0.01, K2 = 0.03, averaged over
-    the windows that lie inside the image and over channels: the defaults of
-    skimage.metrics.structural_similarity. Unclean skies count: an image with the right noise beats a cleaner
-    one (read SSIM beside PSNR).
-
-    References
-    ----------
-    Wang, Bovik, Sheikh, Simoncelli (2004), IEEE Transactions on Image Processing 13, 600.
-
-    Chapter: Evaluation
+    data_range: too wide a one makes every pair look alike.
+    window: odd side of the square window, px.
+    Equation 13 of Wang, Bovik, Sheikh & Simoncelli (2004), IEEE Trans. Image Processing 13, 600, with uniform
+    weights, sample covariances, K1 = 0.01, K2 = 0.03, averaged over channels and over the windows inside the
+    image: the defaults of skimage.metrics.structural_similarity. Unclean skies count: an image with the right
+    noise beats a cleaner one, so read PSNR beside it.
     """
-    _check_pair(a, b, data_range)
+    a, b = _pair(a, b, data_range)
     if window % 2 == 0 or not 3 <= window <= min(a.shape[-2:]):
         raise ValueError(f"window is {window}; expected an odd number from 3 to {min(a.shape[-2:])}")
     pairs = zip(a.flatten(0, -4).split(16), b.flatten(0, -4).split(16), strict=True)  # 16 fit into the cache
-    return torch.cat([_ssim(x.float(), y.float(), data_range, window) for x, y in pairs]).reshape(
-        a.shape[:-3]
-    )
+    found = torch.cat([_ssim(x, y, data_range, window) for x, y in pairs]).reshape(a.shape[:-3])
+    return found.masked_fill((a == b).flatten(-3).all(-1), 1).float()
 
 
 def _ssim(x: torch.Tensor, y: torch.Tensor, data_range: float, window: int) -> torch.Tensor:
     rows, columns = (  # (positions, pixels): the mean over a window as two products of matrices
-        torch.eye(size, device=x.device).unfold(0, window, 1).sum(-1) / window for size in x.shape[-2:]
+        torch.eye(size, dtype=x.dtype, device=x.device).unfold(0, window, 1).sum(-1) / window
+        for size in x.shape[-2:]
     )
 
     def mean(values: torch.Tensor) -> torch.Tensor:
@@ -116,14 +72,11 @@ def _ssim(x: torch.Tensor, y: torch.Tensor, data_range: float, window: int) -> t
 
 
 def cosine_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Compute the cosine of the angle between two images seen as vectors of pixels.
+    """Compute the cosine of the angle between two images as vectors of pixels; 0 where one is black.
 
-    Blind to brightness: an image and half of it have similarity 1. Takes and raises what `psnr` does, without
-    a range; 0 where an image is black.
-
-    Chapter: Evaluation
+    Blind to brightness: an image and half of it have similarity 1.
     """
-    _check_pair(a, b, math.inf)
+    a, b = _pair(a, b)
     return functional.cosine_similarity(a.flatten(-3).double(), b.flatten(-3).double(), dim=-1).float()
 
 
@@ -132,27 +85,12 @@ def apertures(
 ) -> torch.Tensor:
     """Find the pixels of each true galaxy: the connected region above the noise at its centre.
 
-    Parameters
-    ----------
-    truth : torch.Tensor, (..., C, H, W)
-        One galaxy per image.
-    offsets : torch.Tensor, (..., 2), optional
-        Where its centre lies, (x, y) from the middle of the image in pixels, as `Blends.offsets`. Default:
-        the middle.
-    threshold : float, default 1.5
-        In standard deviations of the sky noise.
-
-    Returns
-    -------
-    torch.Tensor, (..., 1, H, W), bool
-        Empty where nothing rises above the noise within 2 pixels of the centre.
-
-    Notes
-    -----
-    As SourceExtractor without deblending: channels added, sky and noise from the outermost 5 pixels (3-sigma
+    truth: (..., C, H, W), one galaxy per image.
+    offsets: (..., 2), its centre, (x, y) from the middle in px, as `Blends.offsets`; by default the middle.
+    threshold: in standard deviations of the sky noise.
+    Returns bool (..., 1, H, W), empty where nothing rises above the noise within 2 px of the centre. As
+    SourceExtractor without deblending: channels added, sky and noise from the outermost 5 px (3-sigma
     clipped; noise at least 0.003), 3x3 filter, 8-connected.
-
-    Chapter: Evaluation
     """
     _check(truth)
     lead, (h, w) = truth.shape[:-3], truth.shape[-2:]
@@ -169,73 +107,44 @@ def apertures(
     bright = filtered > threshold * noise
     y, x = _grid(h, w, light)
     shift = offsets.reshape(-1, 2).to(light)[..., None, None, None]
-    near = (x - shift[:, 0]).square() + (y - shift[:, 1]).square() <= 4
-    region = torch.stack(
-        [_touching(*pair) for pair in zip(bright[:, 0], near.expand_as(bright)[:, 0], strict=True)]
-    )
-    return region.reshape(*lead, 1, h, w)
+    near = ((x - shift[:, 0]).square() + (y - shift[:, 1]).square() <= 4).expand_as(bright)
+    regions = [_touching(*pair) for pair in zip(bright[:, 0], near[:, 0], strict=True)]
+    return torch.stack(regions).reshape(*lead, 1, h, w)
 
 
 def flux_error(estimate: torch.Tensor, truth: torch.Tensor, *, aperture: torch.Tensor) -> torch.Tensor:
-    """Compute the relative flux error of each image inside the aperture of the truth.
+    """Compute (estimated - true) / true flux inside the aperture of the truth, each above its own sky.
 
-    Parameters
-    ----------
-    estimate, truth : torch.Tensor, (..., C, H, W)
-        In this order.
-    aperture : torch.Tensor, (..., 1, H, W), bool
-        From `apertures(truth)`.
-
-    Returns
-    -------
-    torch.Tensor, (...)
-        (estimated - true) / true flux, each above its own sky; positive: too bright. NaN where the aperture
-        is empty.
-
-    Notes
-    -----
-    Images with a stretch, such as JPEGs, have no flux in the strict sense: there this compares summed
-    brightness.
-
-    Chapter: Evaluation
+    aperture: bool (..., 1, H, W), from `apertures(truth)`.
+    Positive: too bright. NaN where the aperture is empty. Of images with a stretch, such as JPEGs, it
+    compares summed brightness, not flux.
     """
-    flux, wanted = (_light(images, aperture).sum((-2, -1)) for images in _pair(estimate, truth, aperture))
+    flux, wanted = (light.sum((-2, -1)) for light in _lights(estimate, truth, aperture))
     return ((flux - wanted) / wanted).float()
 
 
 def centroid_error(estimate: torch.Tensor, truth: torch.Tensor, *, aperture: torch.Tensor) -> torch.Tensor:
-    """Compute how far, in pixels, the barycentre of each image lies from that of the truth.
+    """Compute how far, in px, the barycentre of each image lies from that of the truth.
 
-    Both barycentres weigh the light above the sky inside the aperture of the truth, so that neighbours do not
-    count. Takes and raises what `flux_error` does; NaN where there is no light.
-
-    Chapter: Evaluation
+    Both weigh the light above the sky inside the aperture of the truth, so that neighbours do not count; NaN
+    where there is none.
     """
-    places = [_moments(_light(images, aperture))[0] for images in _pair(estimate, truth, aperture)]
-    return (places[0] - places[1]).norm(dim=-1).float()
+    place, wanted = (_moments(light)[0] for light in _lights(estimate, truth, aperture))
+    return (place - wanted).norm(dim=-1).float()
 
 
 def ellipticity_error(estimate: torch.Tensor, truth: torch.Tensor, *, aperture: torch.Tensor) -> torch.Tensor:
     """Compute the length of the difference of the ellipticities (e1, e2) of each image and the truth.
 
-    Takes and raises what `flux_error` does; NaN where there is no light.
-
-    Notes
-    -----
-    With second moments Q inside the aperture, e1 = (Qxx - Qyy) / (Qxx + Qyy), e2 = 2 Qxy / (Qxx + Qyy); a
-    round galaxy has (0, 0), a line length 1.
-
-    Chapter: Evaluation
+    With second moments Q inside the aperture, e1 = (Qxx - Qyy) / (Qxx + Qyy), e2 = 2 Qxy / (Qxx + Qyy): 0 for
+    a round galaxy, length 1 for a line; NaN where there is no light.
     """
-    shapes = [_moments(_light(images, aperture))[1] for images in _pair(estimate, truth, aperture)]
-    return (shapes[0] - shapes[1]).norm(dim=-1).float()
+    shape, wanted = (_moments(light)[1] for light in _lights(estimate, truth, aperture))
+    return (shape - wanted).norm(dim=-1).float()
 
 
 def summary(values: torch.Tensor) -> dict[str, float]:
-    """Summarise scores: count, mean, standard deviation and percentiles 5, 25, 50, 75, 95; NaN is left out.
-
-    Chapter: Evaluation
-    """
+    """Summarise scores: count, mean, standard deviation, percentiles 5, 25, 50, 75, 95; NaN is left out."""
     values = torch.as_tensor(values).detach().double().flatten()
     values = values[~values.isnan()]
     if not len(values):
@@ -248,6 +157,9 @@ def summary(values: torch.Tensor) -> dict[str, float]:
 
 def _check(images: torch.Tensor) -> tuple[float, float]:
     """Return the smallest and largest value of images that are what they should be."""
+    if not isinstance(images, torch.Tensor):
+        given = type(images).__name__
+        raise ValueError(f"got {given}; expected a tensor (..., C, H, W), of an ImageSet its .pixels")
     if images.ndim >= 4 and images.is_floating_point() and images.numel():
         low, high = (float(value) for value in images.aminmax())
         if math.isfinite(low) and math.isfinite(high):
@@ -258,36 +170,34 @@ def _check(images: torch.Tensor) -> tuple[float, float]:
     )
 
 
-def _check_pair(a: torch.Tensor, b: torch.Tensor, data_range: float) -> None:
+def _pair(
+    a: torch.Tensor, b: torch.Tensor, data_range: float = math.inf
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return two images that compare, at least in float32: 16 bits lose what their squares and sums need."""
+    lows, highs = zip(_check(a), _check(b), strict=True)
     if a.shape != b.shape:
         raise ValueError(f"got shapes {tuple(a.shape)} and {tuple(b.shape)}; expected the same")
     if not data_range > 0:
         raise ValueError(f"data_range is {data_range}; expected a number > 0, 1 for images in [0, 1]")
-    lows, highs = zip(_check(a), _check(b), strict=True)
     low, high = min(lows), max(highs)
-    if high - low > data_range * (1 + 1e-4):
+    slack = max(1e-4, *(torch.finfo(part.dtype).eps for part in (a, b)))  # bfloat16 rounds 3000 to 3008
+    if high - low > data_range * (1 + slack):
         raise ValueError(f"values run from {low:g} to {high:g}, wider than data_range={data_range:g}")
+    kind = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return a.to(kind), b.to(kind)
 
 
-def _pair(estimate, truth, aperture):
-    _check_pair(estimate, truth, math.inf)
-    expected = (*truth.shape[:-3], 1, *truth.shape[-2:])
-    if aperture.shape != expected or aperture.dtype != torch.bool:
-        raise ValueError(f"aperture is {aperture.dtype} {tuple(aperture.shape)}; expected bool {expected}")
-    return estimate, truth
-
-
-def _sky(light: torch.Tensor, ring: int = 5, rounds: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return sky level and noise (B, 1, 1, 1) of (B, 1, H, W) from the clipped outermost pixels."""
+def _sky(light: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return sky level and noise (B, 1, 1, 1) of the outermost pixels of (B, 1, H, W), clipped at 3 sigma."""
     inside = torch.zeros(light.shape[-2:], dtype=torch.bool, device=light.device)
-    inside[ring:-ring, ring:-ring] = True
+    inside[RING:-RING, RING:-RING] = True
     values = light[:, 0, ~inside]
-    for _ in range(rounds):
+    for _ in range(5):
         middle = values.nanmedian(1, keepdim=True).values
         spread = (values - values.nanmean(1, keepdim=True)).square().nanmean(1, keepdim=True).sqrt()
         values = values.where((values - middle).abs() <= 3 * spread, torch.nan)
     middle = values.nanmedian(1).values
-    noise = (values - values.nanmean(1, keepdim=True)).square().nanmean(1).sqrt().clamp(min=0.003)
+    noise = (values - values.nanmean(1, keepdim=True)).square().nanmean(1).sqrt().clamp(min=LEAST_NOISE)
     return middle[:, None, None, None], noise[:, None, None, None]
 
 
@@ -298,10 +208,16 @@ def _touching(bright: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.isin(regions, chosen)).to(bright.device)
 
 
-def _light(images: torch.Tensor, aperture: torch.Tensor) -> torch.Tensor:
-    """Return the summed channels above the sky (..., H, W), zero outside the aperture."""
-    light = images.flatten(0, -4).double().sum(1, keepdim=True)
-    return ((light - _sky(light)[0]).reshape(aperture.shape) * aperture)[..., 0, :, :]
+def _lights(estimate: torch.Tensor, truth: torch.Tensor, aperture: torch.Tensor) -> list[torch.Tensor]:
+    """Return the summed channels above the sky of both, (..., H, W), zero outside the aperture."""
+    expected, found = (*truth.shape[:-3], 1, *truth.shape[-2:]), []
+    for images in _pair(estimate, truth):
+        if aperture.shape != expected or aperture.dtype != torch.bool:
+            given = f"{aperture.dtype} {tuple(aperture.shape)}"
+            raise ValueError(f"aperture is {given}; expected bool {expected}")
+        light = images.flatten(0, -4).double().sum(1, keepdim=True)
+        found.append(((light - _sky(light)[0]).reshape(expected) * aperture)[..., 0, :, :])
+    return found
 
 
 def _moments(light: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,7 @@
-"""Find the training images that generated images resemble most."""
+"""Find the training images that generated images resemble most, and say whether they are too close to be new.
+
+Chapter 13, New galaxies.
+"""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -6,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import stats
 
-from galnb.blending.batches import turned
-from galnb.images.imageset import check_sizes
+from galnb import checks
+from galnb.images import turned
 
 WINDOW = 7  # px; with K1, K2 the defaults of skimage.metrics.structural_similarity
 AREA = WINDOW**2
@@ -21,26 +25,36 @@ COPIES = 3  # of a piece of the bank that are in memory at once
 
 @dataclass(frozen=True)
 class Nearest:
-    """Hold the bank images that are most similar to each image, best first.
+    """Hold the bank images that are most similar to each image, best first; each field is (B, count).
 
-    Parameters
-    ----------
-    indices : torch.Tensor, shape (B, count), int64
-        Positions in the bank.
-    scores : torch.Tensor, shape (B, count)
-        SSIM, at most 1.
-    turns : torch.Tensor, shape (B, count), int64
-        Symmetry of the square, as in `batches.turned`, that brings the image closest to the bank image; 0
-        unless symmetries were asked for.
-
-    Notes
-    -----
-    Chapter: New galaxies
+    indices: positions in the bank.
+    scores: SSIM, at most 1.
+    turns: symmetry of the square, as in `turned`, that brings the image closest to the bank image; 0 unless
+        symmetries were asked for.
     """
 
     indices: torch.Tensor
     scores: torch.Tensor
     turns: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """Say where the nearest scores of generated images lie among those of held-out real images.
+
+    quantiles: (B,), share of held-out images whose nearest training image is less similar (ties count half).
+    fractions: for each level, the share of generated images above that quantile of the held-out ones, and its
+        exact 95 % interval (low, high). A generator that draws from the sky gives 1 - level.
+    chances: for each level, the probability of at least so many if generated images were as new as held-out
+        ones.
+    suspects: generated images that resemble a training image more than any held-out one does, most similar
+        first.
+    """
+
+    quantiles: torch.Tensor
+    fractions: dict[float, tuple[float, float, float]]
+    chances: dict[float, float]
+    suspects: torch.Tensor
 
 
 def nearest(
@@ -52,42 +66,18 @@ def nearest(
     symmetries: bool = False,
     memory: int = 2**29,
 ) -> Nearest:
-    """Find the bank images with the largest SSIM for each image.
+    """Find the bank images with the largest SSIM, as in `metrics.ssim`, for each image (B, C, H, W) of floats.
 
-    Parameters
-    ----------
-    images : torch.Tensor, shape (B, C, H, W)
-        Finite floats.
-    bank : torch.Tensor, numpy.ndarray (also a memory map) or iterable of pieces of it, (N, C, H, W)
-        Floats on the scale of the images, or 8-bit numbers, which are divided by 255.
-    count : int
-        How many neighbours per image.
-    data_range : float
-        Largest minus smallest value that an image can have: 1 for [0, 1].
-    symmetries : bool
-        Also try each image turned and mirrored, 8 ways: a copy that is turned is still a copy. Square only.
-    memory : int
-        Bytes for the piece of the bank that is at work; the result does not depend on it.
-
-    Returns
-    -------
-    Nearest
-        The same as comparing every pair: nothing is skipped. Of equal scores, rounded to a millionth, the
-        first in the bank wins.
-
-    Raises
-    ------
-    ValueError
-        If sizes or channels differ, the bank has fewer than `count` images, or values spread wider than
-        `data_range`.
-
-    Notes
-    -----
-    The SSIM of `metrics.ssim` and of scikit-image's defaults. Every image gets the means and variances of its
-    windows once. The covariances of all pairs in one 7 x 7 window are one product of matrices, (B, 49) with
-    (49, N). No pair is skipped by an upper bound: with the covariance as large as the variances allow, a
-    fifth of real pairs at most could be, since the noise of two skies might agree.
-    Chapter: New galaxies
+    bank: tensor, array (also a memory map) or iterable of pieces of one, (N, C, H, W): floats on the scale of
+        the images, or 8-bit numbers, which are divided by 255.
+    count: neighbours per image.
+    data_range: largest minus smallest value that an image can have: 1 for [0, 1].
+    symmetries: also try each image turned and mirrored, 8 ways: a copy that is turned is still a copy. Square
+        only.
+    memory: bytes for the piece of the bank that is at work; the result does not depend on it.
+    The same as comparing every pair: nothing is skipped, since even the largest covariance that the variances
+    allow rules out a fifth of real pairs at most. Of equal scores, rounded to a millionth, the first in the
+    bank wins. Covariances of all pairs in one 7 x 7 window are one product of matrices, (B, 49) with (49, N).
     """
     _check_images(images, count, data_range, symmetries)
     images, limits, seen = images.detach().float().cpu(), [], 0
@@ -111,6 +101,41 @@ def nearest(
     if seen < count:
         raise ValueError(f"count is {count}, but the bank has only {seen} images")
     return best
+
+
+def memorisation(
+    generated: torch.Tensor, held_out: torch.Tensor, *, levels: tuple[float, ...] = (0.95, 0.99)
+) -> Memorisation:
+    """Compare nearest scores of generated images with those of held-out real images, same bank for both.
+
+    generated, held_out: ``nearest(...).scores``, (B,) or (B, count), of each set against the training images;
+        of several neighbours the first.
+    levels: quantiles of the held-out scores to count above, in (0, 1).
+    A score says little alone: two dark images resemble each other whatever is in them. Were the generated
+    images as new as the held-out ones, the number of B above the r-th smallest of n held-out scores would
+    follow a beta-binomial distribution with B, n - r + 1 and r, whatever the scores' distribution: hence
+    `chances`. The interval (Clopper & Pearson 1934) takes the threshold as given.
+    """
+    if np.ndim(levels) != 1:
+        raise ValueError(f"levels is {levels!r}; expected a tuple such as (0.95, 0.99)")
+    ours, real = _first("generated", generated), _first("held_out", held_out)
+    ordered, n = real.sort().values, len(real)
+    below, upto = (torch.searchsorted(ordered, ours, right=right) for right in (False, True))
+    fractions, chances = {}, {}
+    for level in levels:
+        if not 0 < level < 1 or n * (1 - level) < 1 - 1e-9:
+            raise ValueError(
+                f"level {level} of {n} held-out images; expected a level in (0, 1) and at "
+                "least 1 / (1 - level) images"
+            )
+        rank = int(np.ceil(level * n - 1e-9))  # the smallest score with a share `level` at or below it
+        above = int((ours > ordered[rank - 1]).sum())
+        interval = stats.binomtest(above, len(ours)).proportion_ci()
+        fractions[level] = (above / len(ours), float(interval.low), float(interval.high))
+        chances[level] = float(stats.betabinom.sf(above - 1, len(ours), n - rank + 1, rank))
+    suspects = ours.argsort(descending=True)
+    suspects = suspects[ours[suspects] > ordered[-1]]
+    return Memorisation(((below + upto).double() / (2 * n)).float(), fractions, chances, suspects)
 
 
 def _similarities(images: torch.Tensor, bank: torch.Tensor, data_range: float) -> torch.Tensor:
@@ -149,10 +174,10 @@ def _rows(images: torch.Tensor, level: float) -> Iterator[tuple[torch.Tensor, to
     images = images - level  # covariances of small numbers lose less to rounding
     for channel in images.permute(1, 2, 3, 0).contiguous():  # images side by side, as matrix products want
         sums = torch.zeros(2, *channel.shape[1:], dtype=torch.float64)  # of 7 rows: values and squares
-        # The last 7 rows, column by column, so that 49 rows of it, from every seventh on, are a window. A new
-        # row takes the place of the oldest: the sum over a window asks for no order, only for the same one.
+        # The last 7 rows, column by column, so that 49 pixels of it, from every seventh on, are a window. A
+        # new row takes the place of the oldest: the sum over a window asks for no order, only the same one.
         strip = torch.zeros(channel.shape[1], WINDOW, channel.shape[2])
-        shape, (column, pixel, _) = (len(strip) - WINDOW + 1, AREA, strip.shape[2]), strip.stride()
+        pixels = strip.flatten(0, 1).unfold(0, AREA, WINDOW).transpose(1, 2)
         for bottom, row in enumerate(channel):
             place = strip[:, bottom % WINDOW]
             for values, sign in ((place.double(), -1), (row.double(), 1)):
@@ -163,7 +188,7 @@ def _rows(images: torch.Tensor, level: float) -> Iterator[tuple[torch.Tensor, to
                 continue
             mean, squares = _sum_of_seven(sums) / AREA
             variance = (squares - mean.square()) * (AREA / (AREA - 1))
-            yield strip.as_strided(shape, (column, pixel, 1)), mean.float(), variance.float()
+            yield pixels, mean.float(), variance.float()
 
 
 def _sum_of_seven(values: torch.Tensor) -> torch.Tensor:
@@ -204,16 +229,16 @@ def _pieces(bank, most: int) -> Iterator[torch.Tensor]:
 
 
 def _check_images(images: torch.Tensor, count: int, data_range: float, symmetries: bool) -> None:
-    check_sizes(count=count)
+    checks.at_least(1, count=count)
     if not 1e-6 <= data_range <= 1e9:
         raise ValueError(f"data_range is {data_range}; expected 1e-6 to 1e9, 1 for images in [0, 1]")
-    if (
-        not isinstance(images, torch.Tensor)
-        or images.ndim != 4
-        or not images.is_floating_point()
-        or not len(images)
-    ):
-        raise ValueError("images: expected a tensor of floats (B, C, H, W), at least one image")
+    if not isinstance(images, torch.Tensor) or images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(
+            f"images: got {type(images).__name__}, expected a tensor of floats (B, C, H, W), of an ImageSet its "
+            ".pixels"
+        )
+    if not images.numel():
+        raise ValueError("images: got none, expected a tensor of floats with at least one image")
     if min(images.shape[-2:]) < WINDOW:
         raise ValueError(
             f"got images of {images.shape[-2]} x {images.shape[-1]} px; SSIM needs {WINDOW} x {WINDOW}"
@@ -231,3 +256,14 @@ def _check_values(values: torch.Tensor, limits: list[float], data_range: float) 
             f"values of images and bank run from {limits[0]:g} to {limits[1]:g}, wider than data_range="
             f"{data_range:g}, or are not finite"
         )
+
+
+def _first(name: str, scores: torch.Tensor) -> torch.Tensor:
+    """Return the score of the first neighbour of each image, (B,) in double precision."""
+    if not isinstance(scores, torch.Tensor) or scores.ndim not in (1, 2) or not scores.numel():
+        given = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise ValueError(f"{name} is {given}; expected a tensor (B,) or (B, count) of at least one score")
+    firsts = scores.detach().double()[:, 0] if scores.ndim == 2 else scores.detach().double()
+    if not firsts.isfinite().all():
+        raise ValueError(f"{name} holds {len(firsts)} scores; expected only finite ones")
+    return firsts.contiguous()

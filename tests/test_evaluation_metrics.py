@@ -9,6 +9,7 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from galnb.evaluation import metrics
+from galnb.images import ImageSet
 
 
 def pairs(seed, shape=(4, 3, 24, 31)):
@@ -69,7 +70,7 @@ def test_ssim_equals_scikit_image_on_flat_images_and_other_windows(level):
 def test_equal_images_are_perfect_and_order_does_not_matter():
     a, b = pairs(2)
     assert metrics.psnr(a, a, data_range=1).isinf().all()
-    assert metrics.ssim(a, a, data_range=1).tolist() == pytest.approx([1] * 4)
+    assert (metrics.ssim(a, a, data_range=1) == 1).all()
     assert torch.allclose(metrics.ssim(a, b, data_range=1), metrics.ssim(b, a, data_range=1), atol=1e-6)
     # an error of 0.1 everywhere is 20 dB by definition
     flat = torch.full((1, 1, 8, 8), 0.5)
@@ -212,3 +213,70 @@ def test_the_range_is_never_guessed():
     for function in (metrics.psnr, metrics.ssim):
         with pytest.raises(TypeError, match="data_range"):
             function(IMAGE, IMAGE)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("scale", "data_range"), [(2900, 3000), (1, 1), (0.003, 1), (1e-4, 1e-3)])
+def test_images_of_any_precision_are_measured_as_the_numbers_they_hold(kind, scale, data_range):
+    a, b = (image * scale for image in pairs(7))
+    a, b = ((part.to(kind) if kind != torch.float64 else part).float() for part in (a, b))
+    for function in (metrics.psnr, metrics.ssim):
+        wanted = function(a, b, data_range=data_range)
+        found = function(a.to(kind), b.to(kind), data_range=data_range)
+        assert found.dtype == torch.float32 and torch.allclose(found, wanted, atol=1e-5)
+        mixed = function(a.to(kind), b, data_range=data_range)
+        assert torch.allclose(mixed, wanted, atol=1e-5)
+        perfect = function(a.to(kind), a, data_range=data_range)
+        assert (perfect == (torch.inf if function is metrics.psnr else 1)).all()
+    assert torch.allclose(metrics.cosine_similarity(a.to(kind), b.to(kind)), metrics.cosine_similarity(a, b))
+
+
+def test_a_range_may_be_missed_by_the_rounding_of_16_bits():
+    counts = torch.full((1, 1, 8, 8), 3000.0).bfloat16()  # 3008
+    assert metrics.psnr(counts, 0 * counts, data_range=3000).item() == pytest.approx(0, abs=0.03)
+
+
+def test_double_precision_is_kept():
+    a = torch.full((1, 1, 16, 16), 0.5, dtype=torch.float64)
+    assert metrics.psnr(a, a + 1e-9, data_range=1).item() == pytest.approx(180, abs=1e-4)
+    a, b = (1000 + image.double() / 100 for image in pairs(8))  # 32 bits hold steps of 6e-5 there
+    wanted = structural_similarity(a[0].numpy(), b[0].numpy(), data_range=0.01, channel_axis=0)
+    assert metrics.ssim(a, b, data_range=0.011)[0].item() == pytest.approx(
+        structural_similarity(a[0].numpy(), b[0].numpy(), data_range=0.011, channel_axis=0), abs=1e-5
+    )
+    assert 0 < wanted < 1
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_what_astronomers_measure_in_another_precision(kind):
+    truth, estimate = (
+        image.half().float() for image in (gaussian(sigma_x=5, noise=0.01), gaussian(x=1, noise=0.01))
+    )
+    aperture = metrics.apertures(truth)
+    assert torch.equal(metrics.apertures(truth.to(kind)), aperture)
+    for function in (metrics.flux_error, metrics.centroid_error, metrics.ellipticity_error):
+        wanted = function(estimate, truth, aperture=aperture)
+        assert torch.allclose(
+            function(estimate.to(kind), truth.to(kind), aperture=aperture), wanted, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("level", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 4, 9), (1, 3, 10, 10), (2, 1, 11, 30)])
+def test_constant_and_tiny_images_have_no_source(level, shape):
+    flat = torch.full(shape, level)
+    aperture = metrics.apertures(flat)
+    assert aperture.shape == (shape[0], 1, *shape[2:]) and not aperture.any()
+    for function in (metrics.flux_error, metrics.centroid_error, metrics.ellipticity_error):
+        assert function(flat, flat, aperture=aperture).isnan().all()
+    assert metrics.psnr(flat, flat, data_range=1).isinf().all()
+    assert (metrics.cosine_similarity(flat, flat) == (level > 0)).all()
+    if min(shape[2:]) >= 7:
+        assert (metrics.ssim(flat, flat, data_range=1) == 1).all()
+
+
+def test_an_image_set_is_told_to_give_its_pixels():
+    found = ImageSet(IMAGE, ("a", "b"), "nowhere")
+    for call in (lambda: metrics.psnr(found, IMAGE, data_range=1), lambda: metrics.apertures(found)):
+        with pytest.raises(ValueError, match=r"got ImageSet; .* its \.pixels"):
+            call()

@@ -7,9 +7,10 @@ import pytest
 import scipy.linalg
 import torch
 
-from galnb.evaluation import distances, metrics
-from galnb.evaluation.distances import embed, frechet_distance, kernel_distance, real_floor
+from galnb.evaluation import distances
+from galnb.evaluation.distances import embed, frechet_distance, kernel_distance
 from galnb.gans.features import feature_network
+from galnb.images import ImageSet
 from tests.tiny_runs import one_thread  # noqa: F401
 
 BOTH = pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
@@ -64,10 +65,30 @@ def test_distances_do_not_depend_on_the_order_and_turn_with_nothing(distance, ge
 
 
 def test_the_frechet_distance_of_a_set_to_itself_is_zero(generator):
-    for size in (5, 50):
-        a = normal(20, size, generator)
-        found = frechet_distance(a, a.flip(0), features="random")
-        assert found.value == pytest.approx(0, abs=1e-9) and found.high < 1e-6
+    for count, size in ((20, 5), (20, 50), (400, 30), (2, 1)):
+        a = normal(count, size, generator, shift=3)
+        for order in (a, a.flip(0), a[torch.randperm(count, generator=generator)]):
+            found = frechet_distance(a, order, features="random")
+            assert (found.value, found.low) == (0, 0) and found.high < 1e-6
+            assert frechet_distance(a, order + 1e-4, features="random").value > 0
+    flat = torch.ones(4, 3)
+    assert frechet_distance(flat, flat, features="random").value == 0
+    assert frechet_distance(flat, flat + 1, features="random").value == 3
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_of_another_precision_are_no_further(kind, generator):
+    a, b = (torch.rand(5, 3, 16, 16, generator=generator).bfloat16().float() for _ in range(2))
+    wanted, found = (frechet_distance(x, y, features="random") for x, y in ((a, b), (a.to(kind), b.to(kind))))
+    same = kind == torch.float64 or (a.to(kind).float() == a).all()
+    assert found.value == pytest.approx(wanted.value, rel=1e-5 if same else 1e-2)
+    assert frechet_distance(a.to(kind), a.to(kind), features="random").value == 0
+
+
+def test_an_image_set_is_told_to_give_its_pixels():
+    found = ImageSet(torch.zeros(2, 3, 8, 8), ("a", "b"), "nowhere")
+    with pytest.raises(ValueError, match=r"got ImageSet; .*its \.pixels"):
+        frechet_distance(found, found, features="random")
 
 
 def test_kernel_distance_is_the_double_loop(generator):
@@ -139,7 +160,7 @@ def test_images_and_their_vectors_give_the_same(generator):
     vectors = [embed(x, "random", batch=4) for x in (a, b)]
     assert torch.allclose(vectors[0], feature_network("random", pooled=True)(a), atol=1e-6)
     network = feature_network("random", pooled=True)
-    for distance in (frechet_distance, metrics.kernel_distance):
+    for distance in (frechet_distance, kernel_distance):
         one = distance(a, b, features="random")
         assert one == distance(a, b, features=network)
         other = distance(*vectors, features="random")  # passes of another size round differently
@@ -148,34 +169,10 @@ def test_images_and_their_vectors_give_the_same(generator):
     assert dataclasses.is_dataclass(one) and one.low <= one.value <= one.high
 
 
-def test_a_draw_of_both_sets_makes_them_equally_many(generator):
-    a, b = normal(50, 3, generator), normal(20, 3, generator)
-    again = [
-        frechet_distance(a, b, features="random", count=15, generator=torch.Generator().manual_seed(3))
-        for _ in range(2)
-    ]
-    assert again[0] == again[1] and again[0].count == 15
-
-
-@BOTH
-def test_the_floor_is_what_two_halves_give(distance, generator):
-    real = normal(60, 20, generator)
-    floor = real_floor(real, features="random", generator=generator, distance=distance)
-    assert floor.count == 30 and floor.low <= floor.value <= floor.high
-    fresh = [
-        distance(normal(30, 20, generator), normal(30, 20, generator), features="random").value
-        for _ in range(30)
-    ]
-    assert floor.value == pytest.approx(np.mean(fresh), abs=2 * np.std(fresh))  # one set of 60 against many
-    far = distance(real[:30], normal(30, 20, generator, shift=1), features="random")
-    assert far.low > floor.high
-    assert real_floor(real, features="random", generator=generator, count=10, splits=3).count == 10
-
-
 @BOTH
 def test_bad_sets_are_refused(distance, generator):
     a = normal(6, 3, generator)
-    with pytest.raises(ValueError, match=r"6 and 5 images; expected equally many.*count=N and a generator"):
+    with pytest.raises(ValueError, match=r"6 and 5 images; expected equally many.*first N of each"):
         distance(a, a[:5], features="random")
     with pytest.raises(ValueError, match=r"1 and 1 images; .*at least 2"):
         distance(a[:1], a[:1], features="random")
@@ -183,10 +180,6 @@ def test_bad_sets_are_refused(distance, generator):
         distance(a, a[:, :2], features="random")
     with pytest.raises(ValueError, match="finite"):
         distance(a, a * torch.nan, features="random")
-    with pytest.raises(ValueError, match=r"count is 7, but the sets hold 6 and 6"):
-        distance(a, a, features="random", count=7, generator=generator)
-    with pytest.raises(ValueError, match="give a generator"):
-        distance(a, a, features="random", count=3)
     with pytest.raises(ValueError, match="known are"):
         distance(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), features="fid")
     with pytest.raises(ValueError, match=r"expected \[0, 1\]"):
@@ -196,8 +189,6 @@ def test_bad_sets_are_refused(distance, generator):
 def test_bad_networks_and_halves_are_refused(generator, monkeypatch):
     with pytest.raises(ValueError, match=r"random gives \(64, 2, 2\) per image, expected a vector"):
         embed(torch.rand(2, 3, 16, 16), feature_network("random"))
-    with pytest.raises(ValueError, match=r"6 images do not make two halves of 4"):
-        real_floor(normal(6, 3, generator), features="random", generator=generator, count=4)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"galnb\[features\]"):
         embed(torch.rand(2, 3, 8, 8), "efficientnet-lite0")
@@ -219,8 +210,6 @@ def test_sets_of_another_kind_are_refused(distance, change, message, generator):
     a = normal(6, 3, generator)
     with pytest.raises(ValueError, match=message):
         distance(change(a), change(a), features="random")
-    with pytest.raises(ValueError, match=message):
-        real_floor(change(a), features="random", generator=generator, distance=distance)
 
 
 @BOTH
@@ -232,11 +221,6 @@ def test_the_largest_vectors_give_numbers_and_gradients_are_left_out(distance, g
 
 
 @pytest.mark.parametrize("other", [None, 3, np.random.default_rng(0)])
-def test_what_is_no_generator_or_network_is_refused(other, generator):
-    a = normal(6, 3, generator)
-    with pytest.raises(ValueError, match=r"generator is .*; expected a torch\.Generator"):
-        real_floor(a, features="random", generator=other)
-    with pytest.raises(ValueError, match="give a generator"):
-        frechet_distance(a, a, features="random", count=3, generator=other)
+def test_what_is_no_network_is_refused(other):
     with pytest.raises(ValueError, match=r"features is .*; expected a name or a network"):
         embed(torch.rand(2, 3, 8, 8), other)

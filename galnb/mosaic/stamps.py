@@ -6,27 +6,18 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from galnb.images.imageset import check_images, check_sizes
+from galnb import checks
+from galnb.images import check_images
 
 
 @dataclass(frozen=True)
 class CutOut:
     """Hold galaxies without their sky.
 
-    Parameters
-    ----------
-    light : torch.Tensor, shape (B, 3, S, S)
-        Above the sky, within the footprint.
-    footprints : torch.Tensor, shape (B, 1, S, S)
-        Weights in [0, 1], 0 at the frame.
-    centres : torch.Tensor, shape (B, 2)
-        Centre of the light, x and y from the middle of the stamp, px.
-    radii : torch.Tensor, shape (B,)
-        Half-light radius, px; 0 where nothing stands out.
-
-    Notes
-    -----
-    Chapter: A sky of new galaxies
+    light: (B, 3, S, S), above the sky, within the footprint.
+    footprints: (B, 1, S, S), weights in [0, 1], 0 at the frame.
+    centres: (B, 2), centre of the light, x and y from the middle of the stamp, px.
+    radii: (B,), half-light radius, px; 0 where nothing stands out.
     """
 
     light: torch.Tensor
@@ -36,64 +27,27 @@ class CutOut:
 
 
 def blank(galaxies: torch.Tensor, count: int) -> torch.Tensor:
-    """Choose the stamps that are nearly black.
+    """Choose the stamps (B, C, H, W) that are nearly black: indices (count,), blackest first.
 
-    Parameters
-    ----------
-    galaxies : torch.Tensor, shape (B, C, H, W)
-        Stamps in [0, 1].
-    count : int
-        How many.
-
-    Returns
-    -------
-    torch.Tensor, shape (count,)
-        Indices, blackest first, by the brightness that 1 % of the pixels exceed.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer stamps than asked for, or `count` is no whole number of at least 1.
-
-    Notes
-    -----
-    Chapter: A sky of new galaxies
+    Black by the brightness that 1 % of the pixels exceed.
     """
     check_images(galaxies, name="galaxies")
-    check_sizes(count=count)
-    if count is None or count > len(galaxies):
+    checks.at_least(1, count=count)
+    if count > len(galaxies):
         raise ValueError(f"got {len(galaxies)} stamps to choose {count} blank ones from; expected 1 or more")
-    brightest = galaxies.mean(1).flatten(1)
+    brightest = galaxies.float().mean(1).flatten(1)
     return brightest.kthvalue(max(1, round(0.99 * brightest.shape[1]))).values.argsort(stable=True)[:count]
 
 
 def cut_out(galaxies: torch.Tensor, *, sigmas: float = 3.0) -> CutOut:
     """Cut the central galaxy out of each stamp: subtract its sky, keep the light in a soft footprint.
 
-    Parameters
-    ----------
-    galaxies : torch.Tensor, shape (B, 3, S, S)
-        Stamps in [0, 1], at least 16 px.
-    sigmas : float
-        The footprint is the connected region, of those above so many deviations of the smoothed sky, that
+    galaxies: (B, 3, S, S) in [0, 1], at least 16 px.
+    sigmas: the footprint is the connected region, of those above so many deviations of the smoothed sky, that
         holds most light near the middle.
-
-    Returns
-    -------
-    CutOut
-
-    Raises
-    ------
-    ValueError
-        If the stamps are not square colour images of 16 px or more, or `sigmas` is negative or not finite.
-
-    Notes
-    -----
     Sky and deviation are median and 1.4826 MAD of the outermost S/16 px, smoothed by 1.5 px for the latter.
     The footprint is blurred, so that neither the stamp's sky nor its noise ends at a line, and falls to 0
     within the circle that the stamp's frame encloses, so that no frame can be seen at any angle.
-
-    Chapter: A sky of new galaxies
     """
     check_stamps(galaxies)
     if not 0 <= sigmas < np.inf:
@@ -103,10 +57,7 @@ def cut_out(galaxies: torch.Tensor, *, sigmas: float = 3.0) -> CutOut:
 
 
 def check_stamps(galaxies: torch.Tensor) -> None:
-    """Refuse what is not a batch of square colour images (B, 3, S, S) of 16 px or more.
-
-    Chapter: A sky of new galaxies
-    """
+    """Refuse what is not a batch of square colour images (B, 3, S, S) of 16 px or more."""
     if isinstance(galaxies, torch.Tensor) and galaxies.ndim == 4 and not len(galaxies):
         raise ValueError("got no galaxies, expected at least one stamp")
     check_images(galaxies, name="galaxies")

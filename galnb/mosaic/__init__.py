@@ -1,54 +1,60 @@
-"""Compose a wide field from galaxy stamps and keep the truth: where each lies, how large and bright."""
+"""Compose a wide field from galaxy stamps and keep the truth; hold what a detector finds against it.
+
+Chapter 14, A sky of new galaxies. Places are (x, y) in px of the field, (0, 0) = middle of the first pixel.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib import recfunctions
-from torch.nn import functional as F
+from scipy.spatial import cKDTree
+from torch.nn import functional
 
-from galnb.evaluation.detection import detect, match
-from galnb.files import replacing
-from galnb.images.imageset import check_generator
-from galnb.stamps import CutOut, blank, check_stamps, cut_out
-
-__all__ = ["COMBINE", "Mosaic", "blank", "compose", "cut_out", "detect", "match", "write_fits"]
+from galnb import checks
+from galnb.mosaic.stamps import CutOut, blank, check_stamps, cut_out  # noqa: F401 (blank: for pages)
 
 COLUMNS = np.dtype(
     [("x", "f8"), ("y", "f8"), ("radius", "f8"), ("flux", "f8"), ("source", "i4"), ("angle", "f8"),
      ("scale", "f8"), ("blank", "?")]
 )  # fmt: skip
-SDSS_PIXEL = 0.396  # arcsec; Galaxy Zoo's own cutouts have another scale for each galaxy
+COMBINE = {"add": torch.add, "maximum": torch.maximum}
 
 
 @dataclass(frozen=True)
 class Mosaic:
     """Hold a field and the truth about it.
 
-    Parameters
-    ----------
-    image : torch.Tensor, shape (3, H, W)
-        Light and sky in [0, 1].
-    catalogue : numpy.ndarray, structured, one row per placement
-        ``x``, ``y``: centre of the light, px, (0, 0) = middle of the first pixel; ``radius``: half-light
-        radius, px; ``flux``: light above the sky, mean of the channels summed over pixels, before clipping;
-        ``source``: index of the stamp; ``angle``: turn from x to y, degrees; ``scale``: side in the field /
-        side of the stamp; ``blank``: True for blank space, and for stamps in which nothing stands out.
-    sky, noise : float
-        Level and standard deviation of the sky in each channel.
-
-    Notes
-    -----
-    Chapter: A sky of new galaxies
+    image: (3, H, W), light and sky in [0, 1].
+    catalogue: structured, one row per placement: ``x``, ``y`` of the centre of the light; ``radius``:
+        half-light radius, px; ``flux``: light above the sky, mean of the channels summed over pixels, before
+        clipping; ``source``: index of the stamp; ``angle``: turn from x to y, degrees; ``scale``: side in the
+        field / side of the stamp; ``blank``: True for blank space, and for stamps in which nothing stands
+        out.
+    sky, noise: level and standard deviation of the sky in each channel.
     """
 
     image: torch.Tensor
     catalogue: np.ndarray
     sky: float
     noise: float
+
+
+@dataclass(frozen=True)
+class Match:
+    """Say which true galaxy is which detection.
+
+    pairs: (K, 2), rows in the catalogue and among the detections, nearest pairs first.
+    distances: (K,), how far apart they are, px.
+    found, real: bool, of each row of the catalogue whether it was found, of each detection whether it is a
+        galaxy.
+    """
+
+    pairs: np.ndarray
+    distances: np.ndarray
+    found: np.ndarray
+    real: np.ndarray
 
 
 def compose(
@@ -66,47 +72,22 @@ def compose(
 ) -> Mosaic:
     """Compose a wide field: galaxies at random places, turned at random, of random size, on one sky.
 
-    Parameters
-    ----------
-    galaxies : torch.Tensor, shape (B, 3, S, S)
-        Stamps in [0, 1].
-    size : int or (int, int)
-        Side, or height and width, of the field, px.
-    placements : int
-        How many times a stamp is placed.
-    generator : torch.Generator
-        CPU generator. Two fields of the same size, number of placements and seed have the same places,
+    galaxies: (B, 3, S, S) in [0, 1], stamps of 16 px or more.
+    size: side, or height and width, of the field, px; no placement may be larger.
+    placements: how many times a stamp is placed.
+    generator: CPU generator; fields of the same size, number of placements and seed have the same places,
         turns and sizes, whatever their galaxies.
-    blanks : indices
-        Stamps that serve as blank space, such as `blank` chooses.
-    blank_share : float, optional
-        Share of the placements that they get; by default their share of the stamps.
-    scales : (float, float)
-        Smallest and largest scale; its logarithm is uniform between them.
-    combine : str
-        How light meets light, of `COMBINE`: "add", as light does, or "maximum", as collages do.
-    sky, noise : float
-        Level and standard deviation of the sky; the defaults resemble Galaxy Zoo's at 64 px.
-
-    Returns
-    -------
-    Mosaic
-
-    Raises
-    ------
-    ValueError
-        If the field is empty, a placement larger than the field, no galaxy left, or a value out of range.
-
-    Notes
-    -----
+    blanks: indices of stamps that serve as blank space, such as `blank` chooses.
+    blank_share: share of the placements that they get; by default their share of the stamps.
+    scales: smallest and largest scale; its logarithm is uniform between them.
+    combine: how light meets light: "add", as light does, or "maximum", as collages do.
+    sky, noise: level and standard deviation of the sky; the defaults resemble Galaxy Zoo's at 64 px.
     Stamps bring no sky along (`cut_out`): sky and noise are drawn once for the whole field, after the light,
-    so that neither jumps at a frame. A stamp is shrunk by whole halvings, then bilinearly by at most 2.
-    The values are those of stretched JPEG images; their sum is a picture's, not a photometer's.
-
-    Chapter: A sky of new galaxies
+    so that neither jumps at a frame. A stamp is shrunk by whole halvings, then bilinearly by at most 2. The
+    values are those of stretched JPEG images; their sum is a picture's, not a photometer's.
     """
     check_stamps(galaxies)
-    check_generator(generator)
+    checks.check_generator(generator)
     size = _check_field(galaxies, size, placements, scales, combine, (sky, noise))
     galaxy = _galaxies_but(blanks, len(galaxies))
     if not galaxy.any() or not 0 <= (blank_share or 0) <= (0 if galaxy.all() else 1):
@@ -121,11 +102,46 @@ def compose(
     _add_light(image, cut.light, catalogue, COMBINE[combine])
     for band in image.split(256, dim=1):  # in place: a second field would cost as much as the first
         band.add_(torch.randn(band.shape, generator=generator), alpha=noise).add_(sky).clamp_(0, 1)
-    middle, turn = np.stack([catalogue["x"], catalogue["y"]]), np.exp(1j * np.deg2rad(catalogue["angle"]))
+    turn = np.exp(1j * np.deg2rad(catalogue["angle"]))
     offset = cut.centres.double().numpy()[catalogue["source"]]
     shift = catalogue["scale"] * turn * (offset[:, 0] + 1j * offset[:, 1])
-    catalogue["x"], catalogue["y"] = middle + np.stack([shift.real, shift.imag])
+    catalogue["x"] += shift.real
+    catalogue["y"] += shift.imag
     return Mosaic(image, catalogue, sky, noise)
+
+
+def match(catalogue: np.ndarray, detections: np.ndarray, *, radius: float | np.ndarray) -> Match:
+    """Match true galaxies and detections one to one, nearest pairs first.
+
+    catalogue, detections: structured, with columns ``x`` and ``y``; rows of the catalogue whose ``blank`` is
+        True match nothing.
+    radius: largest distance, px; one for all, or one for each row of the catalogue.
+    """
+    here, there = _places(catalogue), _places(detections)
+    if np.ndim(radius) > 1 or np.size(radius) not in (1, len(here)) or not np.all(np.asarray(radius) > 0):
+        raise ValueError(f"radius is {radius}; expected a positive number of pixels, or one for each row")
+    shown = ~catalogue["blank"].astype(bool) if "blank" in catalogue.dtype.names else np.ones(len(here), bool)
+    radius, candidates = np.broadcast_to(radius, len(here)), np.where(shown)[0]
+    near = cKDTree(here[candidates]).sparse_distance_matrix(
+        cKDTree(there), radius.max(initial=1), output_type="ndarray"
+    )
+    near = near[near["v"] <= radius[candidates[near["i"]]]]
+    near = near[np.argsort(near["v"], kind="stable")]
+    found, real, rows = np.zeros(len(here), bool), np.zeros(len(there), bool), []
+    for row, (true, seen) in enumerate(zip(candidates[near["i"]].tolist(), near["j"].tolist(), strict=True)):
+        if not found[true] and not real[seen]:
+            found[true] = real[seen] = True
+            rows.append(row)
+    pairs = np.stack([candidates[near["i"][rows]], near["j"][rows]], 1)
+    return Match(pairs, near["v"][rows], found, real)
+
+
+def _places(table: np.ndarray) -> np.ndarray:
+    """Return the columns x and y of a structured array as (N, 2)."""
+    missing = {"x", "y"} - set(getattr(table, "dtype", np.dtype("f8")).names or ())
+    if missing:
+        raise ValueError(f"expected a structured array with columns x and y; missing {sorted(missing)}")
+    return np.stack([table["x"], table["y"]], 1).astype(float)
 
 
 def _galaxies_but(blanks, count: int) -> torch.Tensor:
@@ -154,8 +170,7 @@ def _check_field(galaxies, size, placements, scales, combine, sky_and_noise) -> 
             f"stamps of up to {largest:.0f} px do not fit a field of {size} px; take a larger field, smaller "
             "scales or smaller stamps"
         )
-    if combine not in COMBINE:
-        raise ValueError(f"combine is {combine!r}; expected one of {sorted(COMBINE)}")
+    checks.one_of("combine", combine, COMBINE)
     if not (0 <= sky_and_noise[0] <= 1 and 0 <= sky_and_noise[1] <= 1):
         raise ValueError(f"got sky and noise {sky_and_noise}; expected both in [0, 1]")
     return int(size[0]), int(size[1])
@@ -184,7 +199,7 @@ def _add_light(image: torch.Tensor, light: torch.Tensor, catalogue: np.ndarray, 
     halvings = np.floor(-np.log2(catalogue["scale"]) + 1e-9).clip(0).astype(int)
     while len(levels) <= halvings.max() and levels[-1].shape[-1] >= 8:
         odd = levels[-1].shape[-1] % 2
-        levels.append(F.avg_pool2d(F.pad(levels[-1], (0, odd, 0, odd)), 2))
+        levels.append(functional.avg_pool2d(functional.pad(levels[-1], (0, odd, 0, odd)), 2))
     halvings = halvings.clip(max=len(levels) - 1)
     boxes = 8 * np.ceil((catalogue["scale"] * side + 2) / 8).astype(int)
     for box, level in np.unique(np.stack([boxes, halvings], 1), axis=0):
@@ -216,77 +231,6 @@ def _warp(
     theta *= share
     theta[:, :, 2] += share - 1
     theta = torch.from_numpy(theta.astype(np.float32))
-    grid = F.affine_grid(theta, (len(rows), 3, box, box), align_corners=False)
+    grid = functional.affine_grid(theta, (len(rows), 3, box, box), align_corners=False)
     chosen = stamps[torch.from_numpy(rows["source"].astype(np.int64))]
-    return F.grid_sample(chosen, grid, align_corners=False), corners
-
-
-def write_fits(
-    path: str | Path,
-    mosaic: Mosaic,
-    *,
-    centre: tuple[float, float] = (150.1, 2.2),
-    pixel_scale: float = SDSS_PIXEL,
-) -> Path:
-    """Write a field and its catalogue as a FITS file with sky coordinates.
-
-    Parameters
-    ----------
-    path : str or pathlib.Path
-        The file to write, as a whole or not at all.
-    mosaic : Mosaic
-        What to write.
-    centre : (float, float)
-        Right ascension and declination of the middle of the field, degrees; the default is the COSMOS field.
-    pixel_scale : float
-        Arcsec per pixel; the default is that of the SDSS camera.
-
-    Returns
-    -------
-    pathlib.Path
-        The file: the image (3, H, W) in the first unit, the table CATALOGUE with the columns of the catalogue
-        and ``ra``, ``dec`` in the second.
-
-    Raises
-    ------
-    ValueError, ModuleNotFoundError
-        If centre or scale are impossible; without astropy.
-
-    Notes
-    -----
-    Tangent (gnomonic) projection; x grows to the west, y to the north. The sky is invented, its place too.
-
-    Chapter: A sky of new galaxies
-    """
-    if not (0 <= centre[0] < 360 and -90 <= centre[1] <= 90 and 0 < pixel_scale < 60):
-        raise ValueError(
-            f"got centre {centre} and pixel_scale {pixel_scale}; expected degrees (RA in [0, 360), Dec in "
-            "[-90, 90]) and arcsec between 0 and 60"
-        )
-    try:
-        from astropy.io import fits
-        from astropy.wcs import WCS
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('FITS needs astropy; install it with: pip install "galnb[sky]"') from error
-    path, wcs = Path(path), WCS(naxis=2)
-    height, width = mosaic.image.shape[-2:]
-    wcs.wcs.ctype, wcs.wcs.cunit = ["RA---TAN", "DEC--TAN"], ["deg", "deg"]
-    wcs.wcs.crval, wcs.wcs.crpix = centre, [(width + 1) / 2, (height + 1) / 2]  # FITS counts from 1
-    wcs.wcs.cdelt = [-pixel_scale / 3600, pixel_scale / 3600]
-    table = recfunctions.append_fields(
-        mosaic.catalogue,
-        ["ra", "dec"],
-        wcs.wcs_pix2world(mosaic.catalogue["x"], mosaic.catalogue["y"], 0),
-        usemask=False,
-    )
-    header = wcs.to_header()
-    header["SKYLEVEL"], header["SKYNOISE"] = mosaic.sky, mosaic.noise
-    units = fits.HDUList(
-        [fits.PrimaryHDU(mosaic.image.numpy(), header), fits.BinTableHDU(table, name="CATALOGUE")]
-    )
-    with replacing(path) as file:
-        units.writeto(file)
-    return path
-
-
-COMBINE = {"add": torch.add, "maximum": torch.maximum}
+    return functional.grid_sample(chosen, grid, align_corners=False), corners
