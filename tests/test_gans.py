@@ -136,7 +136,10 @@ def test_drawing_in_batches_keeps_its_contract(generator):
 
 def test_seeds_fix_first_weights_and_leave_the_global_state_alone():
     before = torch.get_rng_state()
-    one, same, other = (seeded(seed, lambda: (nn.Linear(3, 3), nn.Linear(3, 1))) for seed in (1, 1, 2))
+    builders = (lambda: nn.Linear(3, 3), lambda: nn.Linear(3, 1))
+    one, same, other = (seeded(seed, *builders) for seed in (1, 1, 2))
+    drawn, again = (seeded(1, *builders, first=lambda a, b: b.weight.data.normal_()) for _ in range(2))
+    assert torch.equal(drawn[1].weight, again[1].weight) and not torch.equal(drawn[1].weight, one[1].weight)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one[1].weight, same[1].weight) and not torch.equal(one[1].weight, other[1].weight)
 
@@ -181,7 +184,7 @@ def test_configs_come_back_from_json():
     [
         ({"name": "a", "size": 3, "kind": 1}, "_Whole has no field kind, size; known are name, stages, part"),
         ({"name": "a", "part": {"triple": [1]}}, "_Part has no field triple; known are pair"),
-        ({}, r"_Whole needs name; given are \[\]"),
+        ({}, "_Whole cannot be built from .*missing .* 'name'"),
         ({"name": ""}, "name is empty"),
         ([1], "_Whole: got list, expected a table"),
         (None, "_Whole: got NoneType"),

@@ -198,7 +198,7 @@ def test_calls_that_do_not_fit_are_refused(generator):
     with pytest.raises(ValueError, match="condition None; expected"):
         from_image.generator_loss(from_image, {"images": torch.rand(2, 3, 16, 16)}, generator)
     uneven = {"images": torch.rand(3, 3, 16, 16), "condition": torch.rand(1, 3, 16, 16)}
-    with pytest.raises(ValueError, match="holds 3 images and 1 of condition"):
+    with pytest.raises(ValueError, match="holds 3 images, 1 of condition"):
         from_image.generator_loss(from_image, uneven, generator)
 
 

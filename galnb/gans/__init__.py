@@ -4,7 +4,7 @@ Chapters 03, A first GAN, and 04, The deblender GAN.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -100,11 +100,19 @@ def in_batches(
     return torch.cat(drawn)
 
 
-def seeded(seed: int, build: Callable[[], tuple[nn.Module, nn.Module]]) -> tuple[nn.Module, nn.Module]:
-    """Build both networks with first weights that the seed fixes; the caller's random state stays."""
+def seeded(
+    seed: int, *builders: Callable[[], nn.Module], first: Callable[..., None] | None = None
+) -> tuple[nn.Module, ...]:
+    """Build networks with first weights that the seed fixes; the caller's random state stays.
+
+    first: draws the weights of all of them anew, in place; without it they stay as PyTorch draws them.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build()
+        networks = tuple(build() for build in builders)
+        if first:
+            first(*networks)
+    return networks
 
 
 def from_json(kind: type, values: Mapping[str, Any]) -> Any:
@@ -115,17 +123,17 @@ def from_json(kind: type, values: Mapping[str, Any]) -> Any:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{kind.__name__}: got {type(values).__name__}, expected a table of its fields")
-    known = {field.name: field for field in fields(kind) if field.init}
-    needed = {name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
+    known = [field.name for field in fields(kind) if field.init]
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(
             f"{kind.__name__} has no field {', '.join(unknown)}; known are {', '.join(known)}. "
             "Correct the name, or update galnb if a newer one wrote it"
         )
-    if missing := sorted(needed - set(values)):
-        raise ValueError(f"{kind.__name__} needs {', '.join(missing)}; given are {sorted(values)}")
     hints = get_type_hints(kind)
-    return kind(**{name: _typed(hints[name], value) for name, value in values.items()})
+    try:
+        return kind(**{name: _typed(hints[name], value) for name, value in values.items()})
+    except TypeError as error:  # a field is missing, or holds what cannot be compared
+        raise ValueError(f"{kind.__name__} cannot be built from {dict(values)}: {error}") from error
 
 
 def _typed(hint: Any, value: Any) -> Any:

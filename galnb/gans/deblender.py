@@ -13,7 +13,7 @@ from torch import nn
 
 from galnb.checks import at_least, one_of
 from galnb.gans import Batch, Gan, Losses, check_gan, enter, in_batches, seeded, to_signed, to_unit
-from galnb.gans.layers import ACTIVATIONS, NORMS, Add, Gate, ResidualBlock
+from galnb.gans.layers import NORMS, Add, Gate, ResidualBlock
 from galnb.gans.losses import RECONSTRUCTIONS, discriminator_bce, feature_loss, generator_bce, match_galaxies
 from galnb.images import check_images
 
@@ -70,9 +70,8 @@ class DeblenderConfig:
         for width, blocks in zip(self.widths, self.blocks, strict=False):
             at_least(1, widths=width), at_least(0, blocks=blocks)
         if not self.widths or len(self.widths) != len(self.blocks):
-            raise ValueError(
-                f"widths {self.widths} and blocks {self.blocks}: expected one entry per resolution"
-            )
+            given = f"widths {self.widths} and blocks {self.blocks}"
+            raise ValueError(f"{given}: expected one entry per resolution")
         if self.size % 16 or self.size % self.multiple:
             raise ValueError(f"size is {self.size}; expected a multiple of {max(16, self.multiple)}")
 
@@ -179,26 +178,18 @@ class Discriminator(nn.Sequential):
 
     def __init__(self, config: DeblenderConfig):
         width, norm = config.discriminator_width, config.discriminator_norm
-        layers: list[nn.Module] = [
-            nn.Conv2d(config.channels, width, 3, padding=1),
-            ACTIVATIONS["leaky_relu"](width),
-        ]
+        layers = [nn.Conv2d(config.channels, width, 3, padding=1), nn.LeakyReLU(0.2)]
         before = width
         for factor, stride in ((1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2)):
             after, kernel = factor * width, config.discriminator_kernel if stride == 2 else 3
             layers += [
                 nn.Conv2d(before, after, kernel, stride=stride, padding=1, bias=norm == "none"),
                 NORMS[norm](after),
-                ACTIVATIONS["leaky_relu"](after),
+                nn.LeakyReLU(0.2),
             ]
             before = after
-        layers += [
-            nn.Flatten(),
-            nn.Linear(before * (config.size // 16) ** 2, config.dense),
-            ACTIVATIONS["leaky_relu"](config.dense),
-            nn.Linear(config.dense, 1),
-        ]
-        super().__init__(*layers)
+        dense = nn.Linear(before * (config.size // 16) ** 2, config.dense)
+        super().__init__(*layers, nn.Flatten(), dense, nn.LeakyReLU(0.2), nn.Linear(config.dense, 1))
 
 
 def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
@@ -245,7 +236,8 @@ def deblender(config: DeblenderConfig, *, features: nn.Module | None = None) -> 
         seen = features.to(drawn.device)
         return {"total": feature_loss((drawn.float() + 1) / 2, (truth + 1) / 2, seen)}
 
-    networks = seeded(config.seed, lambda: (_GENERATORS[config.generator](config), Discriminator(config)))
+    builders = partial(_GENERATORS[config.generator], config), partial(Discriminator, config)
+    networks = seeded(config.seed, *builders)
     losses = _generator_loss, _discriminator_loss, burn_in_loss
     return Gan("deblender", config, *networks, partial(enter, networks[0]), *losses)
 
@@ -263,17 +255,14 @@ def deblend(
     check_gan(gan, "deblender")
     check_images(blended, name="blended")
     config, (channels, *sides) = gan.config, blended.shape[1:]
+    one_of("symmetries", symmetries, (1, 8))
     if count != config.count:
-        raise ValueError(
-            f"count is {count}, but this deblender was built for {config.count} galaxies per blend"
-        )
+        raise ValueError(f"count is {count}, but this deblender was built for {config.count} galaxies")
     if channels != config.channels:
         raise ValueError(f"blended has {channels} channels; this deblender takes {config.channels}")
     if any(side % config.multiple for side in sides):
-        raise ValueError(
-            f"blended is {sides[0]} x {sides[1]} px; this deblender takes multiples of {config.multiple} px"
-        )
-    one_of("symmetries", symmetries, (1, 8))
+        given = f"{sides[0]} x {sides[1]} px"
+        raise ValueError(f"blended is {given}; this deblender takes multiples of {config.multiple} px")
 
     def draw(part: torch.Tensor) -> torch.Tensor:
         total = 0

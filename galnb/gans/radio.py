@@ -5,18 +5,18 @@ Chapter 10, A GAN for radio galaxies.
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise, starmap
 
 import torch
 from torch import nn
 
 from galnb.checks import at_least, check_generator
-from galnb.gans import Batch, Gan, Losses, check_gan, enter, in_batches, seeded
-from galnb.gans.layers import Concat, Smear, dcgan_weights, evaluating
+from galnb.gans import Batch, Gan, Losses, check_gan, enter, images_of, in_batches, seeded
+from galnb.gans.layers import Concat, Smear, dcgan_weights, enlarge, evaluating
 from galnb.gans.losses import gradient_penalty
 from galnb.images import RADIO_CLASSES
 
 _PIECE = 256  # random vectors are drawn so many at a time, whatever fits into one pass of the network
-_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,12 @@ class RadioGenerator(nn.Module):
     def __init__(self, config: RadioConfig):
         super().__init__()
         self.classes, widest = config.classes, 8 * config.width
-        self.noise_stem = _up(config.latent, widest, stride=1)
-        self.label_stem = _up(config.classes, widest, stride=1)
+        self.noise_stem = enlarge(config.latent, widest, stride=1)
+        self.label_stem = enlarge(config.classes, widest, stride=1)
         self.join = Concat()
-        layers, before, doublings = [], 2 * widest, (config.size // 4).bit_length() - 1
-        for after in [widest >> level for level in range(doublings - 1)]:
-            layers.append(_up(before, after))
-            before = after
-        layers.append(nn.ConvTranspose2d(before, 1, 4, 2, 1, bias=False))
+        doublings = (config.size // 4).bit_length() - 1
+        widths = [2 * widest, *(widest >> level for level in range(doublings - 1))]
+        layers = [*starmap(enlarge, pairwise(widths)), nn.ConvTranspose2d(widths[-1], 1, 4, 2, 1, bias=False)]
         if config.sigma:
             layers.append(Smear(config.sigma, config.kernel, background=-1.0))
         self.body = nn.Sequential(*layers, nn.Hardtanh(-1.0, 1.0))
@@ -90,32 +88,23 @@ class Critic(nn.Module):
     def __init__(self, config: RadioConfig):
         super().__init__()
         self.classes, half = config.classes, config.width // 2
-        self.image_stem = nn.Sequential(nn.Conv2d(1, half, 4, 2, 1, bias=False), nn.LeakyReLU(0.2))
-        self.label_stem = nn.Sequential(
-            nn.Conv2d(config.classes, half, 4, 2, 1, bias=False), nn.LeakyReLU(0.2)
+        self.image_stem, self.label_stem = (
+            nn.Sequential(nn.Conv2d(planes, half, 4, 2, 1, bias=False), nn.LeakyReLU(0.2))
+            for planes in (1, config.classes)
         )
         self.join = Concat()
-        layers, before, side = [], config.width, config.size // 2
+        layers, width, side = [], config.width, config.size // 2
         while side > 4:
             side //= 2
-            after = 2 * before
-            layers += [
-                nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.LayerNorm([side, side]), nn.LeakyReLU(0.2),
-            ]  # fmt: skip
-            before = after
-        self.body = nn.Sequential(*layers, nn.Conv2d(before, 1, 4, bias=False), nn.Flatten())
+            layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.LayerNorm([side, side])]
+            layers.append(nn.LeakyReLU(0.2))
+            width *= 2
+        self.body = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, bias=False), nn.Flatten())
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         planes = nn.functional.one_hot(labels, self.classes).to(images.dtype)[..., None, None]
         planes = planes.expand(-1, -1, *images.shape[-2:])
         return self.body(self.join(self.image_stem(images), self.label_stem(planes)))
-
-
-def _up(before: int, after: int, *, stride: int = 2) -> nn.Sequential:
-    """Enlarge: from 1 to 4 px with stride 1, twofold with stride 2."""
-    return nn.Sequential(
-        nn.ConvTranspose2d(before, after, 4, stride, stride - 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
-    )
 
 
 def _noise(gan: Gan, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -128,7 +117,8 @@ def _draw(gan: Gan, labels: torch.Tensor, generator: torch.Generator) -> torch.T
 
 def _critic_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
     """E D(G) - E D(x) + 10 E(|grad D| - 1)^2; as published, the generator draws here in eval mode."""
-    real, labels = gan.prepare(batch["images"]), batch["labels"]
+    images = images_of(batch, "images", (1, gan.config.size, gan.config.size))
+    real, labels = gan.prepare(images), batch["labels"]
     with evaluating(gan.generator), torch.no_grad():
         fake = _draw(gan, labels, generator).to(real.dtype)
     real_score, fake_score = gan.discriminator(real, labels).mean(), gan.discriminator(fake, labels).mean()
@@ -153,13 +143,8 @@ def radio(config: RadioConfig) -> Gan:
     L_D = E D(G) - E D(x) + 10 E(|grad D(mix)| - 1)^2, L_G = -E D(G) (Gulrajani et al. 2017; Rustige et al.
     2023, RASTI 2, 264).
     """
-
-    def build() -> tuple[nn.Module, nn.Module]:
-        networks = RadioGenerator(config), Critic(config)
-        dcgan_weights(*networks)
-        return networks
-
-    networks = seeded(config.seed, build)
+    builders = partial(RadioGenerator, config), partial(Critic, config)
+    networks = seeded(config.seed, *builders, first=dcgan_weights)
     return Gan("radio", config, *networks, partial(enter, networks[0]), _generator_loss, _critic_loss)
 
 
@@ -174,8 +159,8 @@ def generate(gan: Gan, labels: torch.Tensor, *, generator: torch.Generator, batc
     check_gan(gan, "radio")
     check_generator(generator)
     known = range(gan.config.classes)
-    fits = isinstance(labels, torch.Tensor) and labels.ndim == 1 and labels.dtype in _WHOLE
-    if not fits or not set(labels.unique().tolist()) <= set(known):
+    fits = isinstance(labels, torch.Tensor) and labels.ndim == 1 and labels.dtype != torch.bool
+    if not fits or labels.is_floating_point() or not set(labels.unique().tolist()) <= set(known):
         given = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, torch.Tensor) else repr(labels)
         raise ValueError(f"labels {given}: expected shape (B,) of whole numbers in {known}")
     noise = torch.cat([_noise(gan, part, generator) for part in labels.split(_PIECE)])

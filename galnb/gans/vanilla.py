@@ -11,7 +11,7 @@ from torch import nn
 
 from galnb.checks import at_least, check_generator, one_of
 from galnb.gans import Batch, Gan, Losses, check_gan, enter, images_of, in_batches, seeded
-from galnb.gans.layers import Concat, dcgan_weights
+from galnb.gans.layers import Concat, dcgan_weights, enlarge
 from galnb.gans.losses import GENERATOR_LOSSES, discriminator_bce
 from galnb.images import check_images
 
@@ -77,7 +77,7 @@ class _ImageGenerator(nn.Module):
         self.up = nn.ModuleList()
         before = widths[-1]
         for after in [*widths[-2::-1], widths[0]]:
-            self.up.append(nn.Sequential(*_up(before, after)))
+            self.up.append(enlarge(before, after))
             before = 2 * after
         self.join = Concat()
         self.paint = nn.Sequential(nn.Conv2d(widths[0] + colours, colours, 3, 1, 1), nn.Tanh())
@@ -94,9 +94,9 @@ class _ImageGenerator(nn.Module):
 
 def _vector_generator(config: VanillaConfig) -> nn.Sequential:
     """(B, latent) -> (B, C, size, size) in [-1, 1]: transposed convolutions, batch norm, ReLU; then tanh."""
-    layers = [nn.Unflatten(1, (config.latent, 1, 1)), *_up(config.latent, config.widths[-1], stride=1)]
+    layers = [nn.Unflatten(1, (config.latent, 1, 1)), *enlarge(config.latent, config.widths[-1], stride=1)]
     for after in config.widths[-2::-1]:
-        layers += _up(2 * after, after)
+        layers += enlarge(2 * after, after)
     last = nn.ConvTranspose2d(config.width, config.channels, 4, 2, 1)
     return nn.Sequential(*layers, last, nn.Tanh())
 
@@ -113,29 +113,24 @@ def _discriminator(config: VanillaConfig) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4), nn.Flatten())
 
 
-def _up(before: int, after: int, *, stride: int = 2) -> list[nn.Module]:
-    """Enlarge: from 1 to 4 px with stride 1, twofold with stride 2."""
-    convolution = nn.ConvTranspose2d(before, after, 4, stride, stride - 1, bias=False)
-    return [convolution, nn.BatchNorm2d(after), nn.ReLU()]
-
-
 def _noise(config: VanillaConfig, count: int, generator: torch.Generator) -> torch.Tensor:
     shape = (config.latent,) if config.latent else (config.channels, config.size, config.size)
     return torch.randn(count, *shape, generator=generator)
 
 
+def _shape(gan: Gan) -> tuple[int, int, int]:
+    return gan.config.channels, gan.config.size, gan.config.size
+
+
 def _play(gan: Gan, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     """Return true images, drawn ones, and both as the discriminator gets them: with the condition beside."""
-    wanted = (gan.config.channels, gan.config.size, gan.config.size)
-    real = gan.prepare(images_of(batch, "images", wanted))
+    real = gan.prepare(images_of(batch, "images", _shape(gan)))
     if not gan.config.condition:
         fake = gan.generator(_noise(gan.config, len(real), generator).to(real.device))
         return real, fake, real, fake
-    given = gan.prepare(images_of(batch, "condition", wanted))
+    given = gan.prepare(images_of(batch, "condition", _shape(gan)))
     if len(given) != len(real):
-        raise ValueError(
-            f"batch holds {len(real)} images and {len(given)} of condition; expected one for each"
-        )
+        raise ValueError(f"batch holds {len(real)} images, {len(given)} of condition; expected one for each")
     fake = gan.generator(given)
     return real, fake, torch.cat([real, given], 1), torch.cat([fake, given], 1)
 
@@ -168,18 +163,11 @@ def vanilla(config: VanillaConfig) -> Gan:
     L_D = BCE(D(x), 1) + BCE(D(G), 0); L_G = BCE(D(G), 1), or E ln(1 - D(G)) for "minimax" (Goodfellow et al.
     2014, Eq. 1). Layers and first weights after Radford et al. 2016.
     """
-    from_image = config.condition or not config.latent
-
-    def build() -> tuple[nn.Module, nn.Module]:
-        generator = _ImageGenerator(config) if from_image else _vector_generator(config)
-        discriminator = _discriminator(config)
-        dcgan_weights(generator, discriminator)
-        return generator, discriminator
-
-    networks = seeded(config.seed, build)
-    return Gan(
-        "vanilla", config, *networks, partial(enter, networks[0]), _generator_loss, _discriminator_loss
-    )
+    generator = _ImageGenerator if config.condition or not config.latent else _vector_generator
+    builders = partial(generator, config), partial(_discriminator, config)
+    networks = seeded(config.seed, *builders, first=dcgan_weights)
+    losses = _generator_loss, _discriminator_loss
+    return Gan("vanilla", config, *networks, partial(enter, networks[0]), *losses)
 
 
 def generate(gan: Gan, count: int, *, generator: torch.Generator, batch: int = 256) -> torch.Tensor:
@@ -211,6 +199,5 @@ def complete(gan: Gan, images: torch.Tensor, *, batch: int = 256) -> torch.Tenso
             "this 'vanilla' GAN does not start from an image; complete needs one trained with condition=True"
         )
     check_images(images)
-    wanted = (gan.config.channels, gan.config.size, gan.config.size)
-    images_of({"images": images}, "images", wanted)
+    images_of({"images": images}, "images", _shape(gan))
     return in_batches(gan.generator, gan.prepare(images), batch=batch)
