@@ -1,0 +1,52 @@
+"""Say what the judge of every shipped deblender is worth: `python -m book.judge_study GALAXY_ZOO_FOLDER`.
+
+The folder (or zip) holds Galaxy Zoo images; 300 blends of the 300 galaxies that no training saw are made, each
+generator takes them apart, and its judge sees true and drawn galaxies one at a time. Some four minutes of one
+core. `galnb/records/judges.json`, which is written, is what chapters 04 and 06 to 09 quote beside their maps.
+"""
+
+import argparse
+import datetime
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from galnb import __version__, evaluation, notebook
+from galnb.files import write_atomically
+from galnb.gans import deblender
+from galnb.training import load_checkpoint, shipped
+from galnb.training.checkpoints import shipped_names
+
+RECORD = notebook.RECORDS / "judges.json"
+COUNT = 300
+
+
+def measure(name: str, blends: evaluation.Blends) -> dict:
+    """Return the single-image figures of one shipped judge, with the hash of its weights."""
+    gan = load_checkpoint(name).gan
+    drawn = deblender.deblend(gan, blends.blended)
+    figures = evaluation.judge_figures(gan, blends.galaxies, drawn)
+    return {"sha256": hashlib.sha256(shipped(name).read_bytes()).hexdigest(), **figures}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    blends = evaluation.held_out_blends(parser.parse_args().folder, count=COUNT)
+    names = [*shipped_names("deblender"), *shipped_names("phantom")]
+    record = {
+        "command": "python -m book.judge_study GALAXY_ZOO_FOLDER",
+        "date": datetime.date.today().isoformat(),
+        "versions": {"galnb": __version__, "torch": torch.__version__},
+        "blends": f"{COUNT} maximum blends of the 300 Galaxy Zoo galaxies that no training saw",
+        "judges": {name: measure(name, blends) for name in names},
+    }
+    write_atomically(RECORD, (json.dumps(record, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

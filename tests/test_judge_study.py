@@ -1,0 +1,35 @@
+"""The record of what each shipped judge is worth belongs to the weights that are shipped."""
+
+import hashlib
+
+import pytest
+
+from book import judge_study
+from galnb import evaluation, notebook
+from galnb.training import shipped
+from galnb.training.checkpoints import shipped_names
+
+RECORD = notebook.record("judges")
+NAMES = [*shipped_names("deblender"), *shipped_names("phantom")]
+
+
+def test_every_shipped_deblender_has_its_judge_measured():
+    assert sorted(RECORD["judges"]) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_figures_are_those_of_the_shipped_weights(name):
+    judge = RECORD["judges"][name]
+    assert judge["sha256"] == hashlib.sha256(shipped(name).read_bytes()).hexdigest()
+    assert judge["images"] == judge_study.COUNT
+    for key in ("auc", "true_called_fake", "drawn_called_real"):
+        assert len(judge[key]) == 2 and all(0 <= value <= 1 for value in judge[key])
+    sentence = evaluation.judge_sentence(judge)
+    assert ("explains a guess" in sentence) == (min(judge["auc"]) < 0.9)
+
+
+def test_measuring_again_finds_what_the_record_says(galaxy_zoo_folder):
+    found = judge_study.measure("phantom-zeros", evaluation.held_out_blends(galaxy_zoo_folder, count=8))
+    assert found["images"] == 8 and found["sha256"] == RECORD["judges"]["phantom-zeros"]["sha256"]
+    assert min(RECORD["judges"]["phantom-zeros"]["true_called_fake"]) > 0.95
+    assert min(found["true_called_fake"]) >= 0.75  # of 8, where the record says nearly all of 300
