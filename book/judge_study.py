@@ -1,6 +1,6 @@
 """Say what the judge of every shipped deblender is worth: `python -m book.judge_study GALAXY_ZOO_FOLDER`.
 
-The folder (or zip) holds Galaxy Zoo images; 300 blends of the 300 galaxies that no training saw are made, each
+The folder (or zip) holds Galaxy Zoo images. 300 blends of those that no training saw are made; each
 generator takes them apart, and its judge sees true and drawn galaxies one at a time. Some four minutes of one
 core. `galnb/records/judges.json`, which is written, is what chapters 04 and 06 to 09 quote beside their maps.
 """
