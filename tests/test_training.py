@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 from galnb import training
-from galnb.gans import Gan, to_signed
+from galnb.gans import Gan, from_json, to_signed
 from galnb.gans.deblender import deblender
-from galnb.training import TrainingConfig, tensorboard_callback, train
-from galnb.training.checkpoints import load_checkpoint
-from galnb.training.steps import SCHEDULES
+from galnb.training import TrainingConfig, load_checkpoint, train
+from galnb.training.steps import _SCHEDULES
 from tests.tiny_runs import TINY, batches, one_thread, plain_gan, shared_losses  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +80,7 @@ def test_steps_equal_a_loop_written_by_hand():
             assert torch.allclose(ours_weight, wanted, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+@pytest.mark.parametrize("schedule", sorted(_SCHEDULES))
 def test_step_size_follows_schedule_and_warmup(schedule):
     # With a constant gradient each Adam step is as long as the step size, so the weight sums the schedule up.
     places = []
@@ -179,7 +178,7 @@ def test_an_interrupt_leaves_nothing_frozen():
     def interrupted(gan, batch, noise):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 0 of 1; nothing was to be kept"):
         train(replace(gan, generator_loss=interrupted), batches(), TrainingConfig(steps=1, **CPU))
     assert all(weight.requires_grad for weight in gan.discriminator.parameters())
     assert all(getattr(module, "track_running_stats", True) for module in gan.discriminator.modules())
@@ -257,15 +256,16 @@ def raising(error):
     ],
 )
 def test_out_of_memory_says_what_to_lower(loss):
-    with pytest.raises(RuntimeError, match="memory ran out in step 0: lower batch_size first") as caught:
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
         train(one_weight_gan(loss), nothing, TrainingConfig(steps=1, **CPU))
-    assert isinstance(caught.value.__cause__, (RuntimeError, MemoryError))
+    (note,) = caught.value.__notes__
+    assert "in step 0; if memory ran out, lower batch_size first" in note
 
 
 def test_other_errors_pass_as_they_are():
-    with pytest.raises(RuntimeError, match=r"^shapes$") as caught:
+    with pytest.raises(RuntimeError, match="shapes") as caught:
         train(one_weight_gan(raising(RuntimeError("shapes"))), nothing, TrainingConfig(steps=1, **CPU))
-    assert caught.value.__cause__ is None
+    assert str(caught.value) == "shapes" and caught.value.__cause__ is None
 
     def no_batch(index):
         raise LookupError(f"no batch {index}")
@@ -329,23 +329,6 @@ def test_compiled_networks_share_their_weights(monkeypatch):
     assert all("_orig_mod" not in name for name in gan.generator.state_dict())
 
 
-def test_tensorboard_reads_the_losses(tmp_path):
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    config = TrainingConfig(steps=3, **CPU)
-    history = train(plain_gan(), batches(), config, callback=tensorboard_callback(tmp_path))
-    events = reader.EventAccumulator(str(tmp_path)).Reload()
-    assert sorted(events.Tags()["scalars"]) == sorted(history.losses)
-    read = events.Scalars("generator/total")
-    assert [event.step for event in read] == [0, 1, 2]
-    assert [event.value for event in read] == pytest.approx(history.losses["generator/total"])
-
-
-def test_tensorboard_missing_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install tensorboard"):
-        tensorboard_callback(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -359,6 +342,10 @@ def test_tensorboard_missing_says_what_to_install(monkeypatch, tmp_path):
         ("schedule", "linear"),
         ("precision", "16-mixed"),
         ("stages", (("late", 1.5),)),
+        ("stages", (("final", 0.5), ("final", 1.0))),
+        ("stages", (("../final", 1.0),)),
+        ("steps", 2.5),
+        ("weight_decay", math.nan),
     ],
 )
 def test_config_refuses(field, value):
@@ -368,7 +355,7 @@ def test_config_refuses(field, value):
 
 def test_config_survives_json():
     config = TrainingConfig(betas=(0.5, 0.9), stages=(("final", 1.0),))
-    assert TrainingConfig(**json.loads(json.dumps(asdict(config)))) == config
+    assert from_json(TrainingConfig, json.loads(json.dumps(asdict(config)))) == config
 
 
 def test_experiment_must_be_json_before_hours_are_spent(tmp_path):

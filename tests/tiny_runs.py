@@ -125,10 +125,8 @@ if __name__ == "__main__":
     if mode == "slow":
         run(target_folder, callback=lambda step, losses, gan: time.sleep(0.05))
     elif mode == "torn":
-        from galnb.training import resume
-
         _tear.seen, _tear.write = 0, checkpoints.write_atomically
-        resume.write_atomically = _tear
+        checkpoints.write_atomically = _tear
         run(target_folder)
     elif mode == "shared":
         found = shared_losses()

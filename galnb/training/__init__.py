@@ -4,6 +4,7 @@ Chapter 04, The deblender GAN.
 """
 
 import copy
+import json
 import math
 import os
 from collections import deque
@@ -13,28 +14,17 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from galnb.gans import Batch, Gan
-from galnb.training.checkpoints import (
-    Checkpoint,
-    claim_folder,
-    describe,
-    load_checkpoint,
-    read_resume_point,
-    save_checkpoint,
-    shipped,
-    write_resume_point,
-)
+from galnb.training.checkpoints import Checkpoint as Checkpoint
+from galnb.training.checkpoints import claim_folder, read_resume_point, save_checkpoint, write_resume_point
+from galnb.training.checkpoints import load_checkpoint as load_checkpoint
+from galnb.training.checkpoints import shipped as shipped
 from galnb.training.steps import History, State, TrainingConfig, take_step
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
-__all__ = ["Checkpoint", "History", "TrainingConfig", "load_checkpoint", "save_checkpoint", "shipped", "train"]
 
 
 def train(
@@ -51,23 +41,26 @@ def train(
 ) -> History:
     """Train a GAN in place: burn-in, then discriminator and generator in turn; it ends in eval mode.
 
-    batches: ``batches(index)`` returns batch `index` as a dict of tensors. It must depend on the index alone, so
-        that a continued run sees the batches it would have seen, and is called from threads.
+    batches: ``batches(index)`` returns batch `index` as a dict of tensors. It must depend on the index alone,
+        so that a continued run sees what it would have seen, and is called from threads.
     folder: receives checkpoints, resume.pt and history.json; without it nothing is written.
-    resume: go on from resume.pt, or start anew where there is none; overwrite: replace the run in the folder.
+    resume: go on from resume.pt, or start anew where there is none; overwrite: replace the folder's run.
     callback: called after every step with (step, losses, gan), the gan with its mean generator if it has one.
     experiment: what else made the run (data, batch size), as JSON; goes into the checkpoints.
     ValueError if the folder holds a run and neither is asked for, or resume.pt is damaged or another run's;
-    FloatingPointError if a loss or weight is not finite: what was saved before stays. Ctrl+C says how to go on.
+    FloatingPointError if a loss or weight is not finite: what was saved stays. Ctrl+C says how to go on.
     Under torchrun each process takes its share of every batch and gradients are averaged, so a run on several
     devices follows the run on one (batch norm apart); all of them must see the folder.
     """
     if folder is None and (resume or overwrite):
-        raise ValueError("resume=True needs the folder of the run to continue, as overwrite=True; got folder=None")
+        raise ValueError("resume=True needs the folder of the run, as does overwrite=True; got folder=None")
     folder = None if folder is None else Path(folder)
-    run = describe(gan, asdict(config), experiment)
+    model = {"gan": gan.name, **asdict(gan.config)}
+    run = {"config": asdict(config), "model": model, "experiment": dict(experiment or {})}
+    run = json.loads(json.dumps(run))  # as a file holds it
+    first = min(config.save_every, config.steps)
     goes_on = folder is not None and claim_folder(
-        folder, _stages(config), resume=resume, overwrite=overwrite, first=min(config.save_every, config.steps)
+        folder, _stages(config), first, resume=resume, overwrite=overwrite
     )
     fabric = _fabric(config)
     state = _start(gan, config, fabric)
@@ -75,9 +68,31 @@ def train(
         if goes_on:
             state.step, history = read_resume_point(folder / "resume.pt", run, state.parts())
             state.saved, state.history = state.step, History(**history)
-        _loop(state, batches, config, folder, run, callback, fabric, progress)
+        quiet, per_step = not (progress and fabric.is_global_zero), config.discriminator_steps
+        bar = tqdm(
+            range(state.step, config.steps), "", config.steps, initial=state.step, disable=quiet, unit="step"
+        )
+        order, fast = range(state.step * per_step, config.steps * per_step), _accelerated(gan, config)
+        with closing(_ahead(batches, order, fabric)) as feed, bar:
+            for step in bar:
+                losses = take_step(fast, state, feed, config, fabric)
+                _check_finite(losses, step, config, folder)
+                state.history.add(step, losses)
+                state.step += 1
+                _save(folder, state, config, run, fabric)
+                if callback is not None:
+                    callback(step, losses, state.kept())
+                if state.step % 10 == 0:
+                    bar.set_postfix({name: f"{losses[name]:.3g}" for name in losses if "total" in name})
+    except (RuntimeError, MemoryError) as error:
+        error.add_note(
+            f"in step {state.step}; if memory ran out, lower batch_size first, then the networks' width"
+        )
+        raise
     except KeyboardInterrupt as stop:
-        how = f"resume=True (--resume) goes on from step {state.saved}" if folder else "nothing was to be kept"
+        how = (
+            f"resume=True (--resume) goes on from step {state.saved}" if folder else "nothing was to be kept"
+        )
         raise KeyboardInterrupt(f"stopped after step {state.step} of {config.steps}; {how}") from stop
     finally:
         gan.generator.eval()
@@ -87,67 +102,24 @@ def train(
     return state.history
 
 
-def _loop(
-    state: State,
-    batches: Callable[[int], Batch],
-    config: TrainingConfig,
-    folder: Path | None,
-    run: Mapping[str, dict],
-    callback: Callable | None,
-    fabric: "Fabric",
-    progress: bool,
-) -> None:
-    fast, per_step = _accelerated(state.gan, config), config.discriminator_steps
-    order = range(state.step * per_step, config.steps * per_step)
-    bar = tqdm(
-        total=config.steps, initial=state.step, disable=not (progress and fabric.is_global_zero), unit="step"
-    )
-    with bar, closing(_ahead(batches, order, fabric)) as feed:
-        while state.step < config.steps:
-            try:
-                losses = take_step(fast, state, feed, config, fabric)
-            except (RuntimeError, MemoryError) as error:
-                error.add_note(
-                    f"in step {state.step}; if memory ran out, lower batch_size first, then the width of the "
-                    "networks, or use a smaller preset"
-                )
-                raise
-            _check_finite(losses, state.step, config, folder)
-            state.history.add(state.step, losses)
-            state.step += 1
-            _save(folder, state, config, run, fabric)
-            if callback is not None:
-                callback(state.step - 1, losses, state.kept())
-            bar.update()
-            if state.step % 10 == 0:
-                bar.set_postfix({name: f"{losses[name]:.3g}" for name in losses if "total" in name})
-
-
 def _stages(config: TrainingConfig) -> dict[str, int]:
     """Return after how many steps each checkpoint is taken."""
     return {name: max(1, round(share * config.steps)) for name, share in config.stages}
 
 
-def _fabric(config: TrainingConfig) -> "Fabric":
+def _fabric(config: TrainingConfig) -> Any:
     """Set up the device; under torchrun, as many processes and nodes as it started."""
     from lightning_fabric import Fabric  # as slow to import as torch: only those who train pay
 
-    started = {
-        name: int(os.environ.get(name, "1"))
-        for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "WORLD_SIZE")
-    }
-    fabric = Fabric(
-        accelerator=config.device,
-        devices=started["LOCAL_WORLD_SIZE"],
-        num_nodes=started["GROUP_WORLD_SIZE"],
-        strategy="ddp" if started["WORLD_SIZE"] > 1 else "auto",
-        precision=config.precision,
-    )
+    names = ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "WORLD_SIZE")
+    local, nodes, world = (int(os.environ.get(name, "1")) for name in names)
+    how = {"strategy": "ddp" if world > 1 else "auto", "precision": config.precision}
+    fabric = Fabric(accelerator=config.device, devices=local, num_nodes=nodes, **how)
     fabric.launch()
     return fabric
 
 
-def _start(gan: Gan, config: TrainingConfig, fabric: "Fabric") -> State:
+def _start(gan: Gan, config: TrainingConfig, fabric: Any) -> State:
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     for network in (gan.generator, gan.discriminator):
         network.to(fabric.device, memory_format=layout).train()
@@ -170,15 +142,12 @@ def _accelerated(gan: Gan, config: TrainingConfig) -> Gan:
         last = config.channels_last and images.dim() == 4
         return images.contiguous(memory_format=torch.channels_last) if last else images
 
-    fast = replace(gan, prepare=prepare)
-    if not config.compile:
-        return fast
-    return replace(
-        fast, generator=torch.compile(gan.generator), discriminator=torch.compile(gan.discriminator)
-    )
+    parts = (gan.generator, gan.discriminator)
+    generator, discriminator = map(torch.compile, parts) if config.compile else parts
+    return replace(gan, prepare=prepare, generator=generator, discriminator=discriminator)
 
 
-def _ahead(batches: Callable[[int], Batch], order: range, fabric: "Fabric") -> Iterator[Batch]:
+def _ahead(batches: Callable[[int], Batch], order: range, fabric: Any) -> Iterator[Batch]:
     """Hand out this process's share of each batch while threads make the next ones."""
     # A CPU that trains has no time to spare; a GPU must not wait.
     workers = min(4, os.cpu_count() or 1) if fabric.device.type == "cuda" else 1
@@ -212,7 +181,7 @@ def _check_finite(
 
 
 def _save(
-    folder: Path | None, state: State, config: TrainingConfig, run: Mapping[str, dict], fabric: "Fabric"
+    folder: Path | None, state: State, config: TrainingConfig, run: Mapping[str, dict], fabric: Any
 ) -> None:
     """Write what this step asks for: stage checkpoints, and the resume point."""
     stages = [name for name, step in _stages(config).items() if state.step == step]

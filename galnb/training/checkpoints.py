@@ -1,4 +1,4 @@
-"""Checkpoints (weights, config and story in one safetensors file) and resume points of runs that were stopped.
+"""Checkpoints (weights, config and story in one safetensors file) and resume points of stopped runs.
 
 Chapter 04, The deblender GAN.
 """
@@ -66,9 +66,9 @@ def save_checkpoint(
 
     path: ends in .safetensors; experiment, metrics: how it was made, what it achieves, as JSON.
     dtype: precision of the stored weights (a float type, or torch.int8: the generator's kernels and matrices
-    in 8 bits with one scale a row, the rest in float16). Batch statistics and counters keep theirs.
-    Compiled and DataParallel networks are saved as what they wrap. ValueError if the path is none, dtype cannot
-    hold a weight, or a network is not the one that the config builds: such a file could not be loaded.
+        in 8 bits with one scale a row, the rest in float16). Batch statistics and counters keep theirs.
+    Compiled and DataParallel networks are saved as what they wrap. ValueError if the path is none, dtype
+    cannot hold a weight, or a network is not the one of the config: such a file could not be loaded.
     """
     path = Path(path)
     if path.suffix != ".safetensors" or path.is_dir():
@@ -77,20 +77,13 @@ def save_checkpoint(
         raise ValueError(f"dtype is {dtype!r}; expected one of {_PRECISIONS}")
     tensors = {}
     for part, name, tensor in _unwrapped(gan):
-        precision = dtype
-        if dtype == torch.int8 and (part == "discriminator" or tensor.ndim < 2):
-            precision = torch.float16
+        coarse = part == "generator" and tensor.ndim > 1
+        precision = torch.float16 if dtype == torch.int8 and not coarse else dtype
         if not tensor.is_floating_point() or "running_" in name:
             precision = tensor.dtype
         tensors |= _stored(f"{part}.{name}", tensor.detach().cpu(), precision)
-    header = {
-        "gan": gan.name,
-        "config": asdict(gan.config),
-        "experiment": dict(experiment),
-        "step": step,
-        "metrics": dict(metrics or {}),
-        "torch": torch.__version__,
-    }
+    header = {"gan": gan.name, "config": asdict(gan.config), "experiment": dict(experiment), "step": step}
+    header |= {"metrics": dict(metrics or {}), "torch": torch.__version__}
     content = save(tensors, metadata={"format": _FORMAT, "galnb": json.dumps(header)})
     try:
         write_atomically(path, content)
@@ -109,8 +102,8 @@ def _unwrapped(gan: Gan) -> Iterable[tuple[str, str, torch.Tensor]]:
             state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
         if fresh and (other := _differences(getattr(fresh, part).state_dict(), state)):
             raise ValueError(
-                f"the {part} is not the network that its config builds: {', '.join(other[:3])} differ. Save the "
-                "network itself, not a wrapper around it, together with its own config"
+                f"the {part} is not the network that its config builds: {', '.join(other[:3])} differ. Save "
+                "the network itself, not a wrapper around it, together with its own config"
             )
         yield from ((part, name, tensor) for name, tensor in state.items())
 
@@ -153,9 +146,7 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
             held = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "none"
             raise ValueError(f"{path} is a folder; expected a .safetensors file, in there are: {held}")
         if not bare:
-            raise FileNotFoundError(
-                f"no checkpoint at {path}; expected a .safetensors file of save_checkpoint"
-            )
+            raise FileNotFoundError(f"no checkpoint at {path}; expected a file of save_checkpoint")
         path = shipped(str(path))
     header, tensors = _read(path)
     config_class, build = GANS[header["gan"]]
@@ -168,7 +159,7 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
         own = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
         if other := _differences(network.state_dict(), own):
             raise ValueError(
-                f"{path}: the weights of the {part} do not fit its config: {', '.join(other[:3])}; get it again"
+                f"{path}: the weights of the {part} do not fit its config: {', '.join(other[:3])}"
             )
         network.load_state_dict(own)
         network.to(device).eval()
@@ -182,11 +173,8 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}); get it again") from error
-    if metadata.get("format") != _FORMAT or "galnb" not in metadata:
-        found = metadata.get("format")
-        raise ValueError(
-            f"{path} was not written by this galnb: its format is {found!r}, expected {_FORMAT!r}"
-        )
+    if (found := metadata.get("format")) != _FORMAT or "galnb" not in metadata:
+        raise ValueError(f"{path} was not written by this galnb: its format is {found!r}, not {_FORMAT!r}")
     try:
         header = json.loads(metadata["galnb"])
         fits = all(isinstance(header[name], kind) for name, kind in _HEADER.items())
@@ -220,56 +208,45 @@ def shipped(name: str) -> Path:
     return WEIGHTS / f"{name}.safetensors"
 
 
-def describe(gan: Gan, training: Mapping, experiment: Mapping | None) -> dict[str, dict]:
-    """Say in JSON terms which run this is; TypeError if the experiment is not JSON."""
-    model = {"gan": gan.name, **asdict(gan.config)}
-    return json.loads(json.dumps({"config": training, "model": model, "experiment": experiment or {}}))
-
-
-def claim_folder(folder: Path, stages: Mapping[str, int], *, resume: bool, overwrite: bool, first: int) -> bool:
+def claim_folder(
+    folder: Path, stages: Mapping[str, int], first: int, *, resume: bool, overwrite: bool
+) -> bool:
     """Make a run's folder ready; return whether there is a resume point to go on from.
 
-    stages: steps at which the checkpoints of that name are written; first: step of the first resume point.
-    ValueError if a file of another run would be replaced and nobody said `overwrite`, or it is no folder.
+    stages: steps after which the checkpoints of that name are written; first: step of the first resume point.
+    ValueError if a file of a run would be replaced and nobody said `overwrite`, or this is no folder.
     """
+    if resume and overwrite:
+        raise ValueError("resume=True goes on with a run and overwrite=True replaces it; give one of them")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot write into {folder} ({error}); give a folder of yours") from error
-    point = folder / "resume.pt"
-    if resume and overwrite:
-        raise ValueError("resume=True goes on with a run and overwrite=True replaces it; give one of them")
-    if resume and point.is_file():
+    if resume and (folder / "resume.pt").is_file():
         return True
     # A run that was stopped before its first resume point may have left the checkpoints of its first stages.
-    own = [name for name, step in stages.items() if not (resume and step < first)]
-    found = [
-        name
-        for name in ("resume.pt", "history.json", *(f"{stage}.safetensors" for stage in own))
-        if (folder / name).exists()
-    ]
-    if overwrite:
-        for name in found:
-            (folder / name).unlink()
-    elif found:
-        go_on = "put its resume.pt back" if resume else "resume=True (--resume) to go on with it"
+    own = [f"{stage}.safetensors" for stage, step in stages.items() if not (resume and step < first)]
+    found = [name for name in ("resume.pt", "history.json", *own) if (folder / name).exists()]
+    if found and not overwrite:
+        go_on = "put its resume.pt back" if resume else "go on with it by resume=True (--resume)"
         raise ValueError(
-            f"{folder} already holds a run ({', '.join(found)}); give {go_on}, another folder, "
-            "or overwrite=True (--overwrite) to replace it"
+            f"{folder} already holds a run ({', '.join(found)}): {go_on}, give another folder, or replace it "
+            "by overwrite=True (--overwrite)"
         )
+    for name in found:
+        (folder / name).unlink(missing_ok=True)
     return False
 
 
-def write_resume_point(folder: Path, run: Mapping, parts: Mapping[str, Any], *, step: int, history: Mapping) -> None:
+def write_resume_point(
+    folder: Path, run: Mapping, parts: Mapping[str, Any], *, step: int, history: Mapping
+) -> None:
     """Write `resume.pt` and `history.json`, each whole or not at all (null where a step had no such loss)."""
     states = {name: part.state_dict() for name, part in parts.items()}
     content = io.BytesIO()
     torch.save({**run, "step": step, "history": dict(history), **states}, content)
     write_atomically(folder / "resume.pt", content.getvalue())
-    losses = {
-        name: [None if math.isnan(value) else value for value in values]
-        for name, values in history["losses"].items()
-    }
+    losses = {name: [None if math.isnan(x) else x for x in loss] for name, loss in history["losses"].items()}
     write_atomically(folder / "history.json", json.dumps({**history, "losses": losses}).encode())
 
 
@@ -293,7 +270,8 @@ def read_resume_point(path: Path, run: Mapping[str, dict], parts: Mapping[str, A
                 changed[f"{group}.{name}"] = before[name]
     if changed:
         raise ValueError(
-            f"{path} belongs to another run: {sorted(changed)} differ; use another folder, or resume with {changed}"
+            f"{path} belongs to another run: {sorted(changed)} differ; use another folder, "
+            f"or resume with {changed}"
         )
     try:
         for name, part in parts.items():

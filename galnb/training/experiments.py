@@ -6,6 +6,7 @@ They stand in `presets.toml`; a file of yours in the same form works as well. Ch
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from inspect import formatannotation
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -43,44 +44,31 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class DeblenderExperiment:
-    """Say how a deblender is trained.
+class GanExperiment:
+    """Say how a GAN is trained.
 
-    gan: key of `checkpoints.GANS`; batch_size: blends per step; rule, fill: how light adds up and what fills the
-    uncovered frame; turn_first: see `blend_batches`; else as in `Experiment`.
+    gan: key of `checkpoints.GANS`; model: config of its networks; batch_size: blends, or images per
+    discriminator step; rule, fill, turn_first: of a deblender's blends, see `blend_batches`.
     """
 
     minutes: float
     memory_gib: float
-    model: DeblenderConfig
+    gan: str
+    model: DeblenderConfig | LightweightConfig | RadioConfig | VanillaConfig
     training: TrainingConfig
-    gan: str = "deblender"
-    batch_size: int = 16
+    batch_size: int
     images: int = 0
     rule: str = "max"
     fill: str = "zeros"
     turn_first: float = 0.0
 
 
-@dataclass(frozen=True)
-class GanExperiment:
-    """Say how a GAN that draws galaxies from random numbers is trained; batch_size: images per discriminator step."""
-
-    minutes: float
-    memory_gib: float
-    model: LightweightConfig | RadioConfig | VanillaConfig
-    training: TrainingConfig
-    gan: str
-    batch_size: int = 32
-    images: int = 0
-
-
-def experiment(name: str, preset: str) -> Experiment | DeblenderExperiment | GanExperiment:
+def experiment(name: str, preset: str) -> Experiment | GanExperiment:
     """Look up what a notebook or a training does at a preset.
 
     name: a notebook such as "04_deblender", a training such as "deblender-bounded", or a file: "my.toml", and
         "my.toml:NAME" if it holds several tables. preset: one of `PRESETS`.
-    ValueError names the file, table and field that are unknown or do not fit; FileNotFoundError the missing file.
+    ValueError names file, table and field of what is unknown or does not fit.
     """
     one_of("preset", preset, PRESETS)
     file, table, tables = _tables(name)
@@ -88,32 +76,27 @@ def experiment(name: str, preset: str) -> Experiment | DeblenderExperiment | Gan
     values, presets = _resolved(tables, table, preset, where, seen=())
     if presets and preset not in presets:
         raise ValueError(f"{where}: the table has only the presets {', '.join(sorted(presets))}")
-    kind = Experiment
     try:
-        if "gan" in values:
-            one_of("gan", values["gan"], GANS)
-            kind = DeblenderExperiment if values["gan"] == "deblender" else GanExperiment
-            model = GANS[values["gan"]][0]
-            values["model"] = _built(model, values.get("model", {}))
-        return _built(kind, values)
+        if "gan" not in values:
+            return _built(Experiment, values)
+        one_of("gan", values["gan"], GANS)
+        if values["gan"] != "deblender" and (extra := {"rule", "fill", "turn_first"} & values.keys()):
+            raise ValueError(f"{', '.join(sorted(extra))}: only a deblender takes that; leave it out")
+        model = _built(GANS[values["gan"]][0], values.get("model", {}))
+        return _built(GanExperiment, {**values, "model": model})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
 def _tables(name: str) -> tuple[Path, str, dict[str, dict]]:
-    """Return the file of an experiment, its name in there, and all tables that `like` may mean."""
-    known = _read(_FILE)
-    file, dot, table = name.partition(".toml")
-    if not dot:
-        if name not in known:
-            raise ValueError(f"no experiment is named {name!r}; known are {sorted(known)}, or give a .toml file")
-        return _FILE, name, known
-    file, table = Path(f"{file}.toml"), table.removeprefix(":")
-    own = _read(file)
-    if not table and len(own) != 1:
-        raise ValueError(f"{file} holds {len(own)} tables; give one as {file}:NAME, of {', '.join(own) or 'none'}")
-    table = table or next(iter(own))
-    one_of(f"{file}: table", table, own)
+    """Return the file of an experiment, its table in there, and all tables that `like` may mean."""
+    file, table, known = _FILE, name, _read(_FILE)
+    own, (path, dot, place) = known, name.partition(".toml")
+    if dot:
+        file = Path(path + dot)
+        own = _read(file)
+        table = place.removeprefix(":") or (next(iter(own)) if len(own) == 1 else "")
+    one_of(f"experiment {file.name}:NAME", table, own)
     return file, table, {**known, **own}
 
 
@@ -121,7 +104,7 @@ def _read(file: Path) -> dict[str, dict]:
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise FileNotFoundError(f"{file} cannot be read ({error.strerror}); give the path of a .toml file") from error
+        raise FileNotFoundError(f"{file} cannot be read ({error.strerror}); give its path") from error
     except ValueError as error:  # its message names line and column
         raise ValueError(f"{file} is not TOML: {error}") from error
     for name, table in tables.items():
@@ -157,15 +140,15 @@ def _merged(values: Mapping, more: Mapping) -> dict[str, Any]:
     return {**values, **more, **{name: _merged(values[name], more[name]) for name in both}}
 
 
-def _built(kind: type, values: Mapping[str, Any]) -> Any:
+def _built(kind: type, values: Any) -> Any:
     """Build a frozen dataclass from a table; ValueError names a field of another type."""
-    hints, values = get_type_hints(kind), dict(values)
-    for name, value in values.items():
-        hint = hints.get(name)
+    hints = get_type_hints(kind)
+    for name in hints.keys() & values if isinstance(values, dict) else ():
+        hint, value = hints[name], values[name]
         if is_dataclass(hint) and isinstance(value, dict):
-            values[name] = _built(hint, value)
-        elif hint is not None and not _fits(value, hint):
-            raise ValueError(f"{kind.__name__}: {name} = {value!r}, expected {getattr(hint, '__name__', hint)}")
+            values = {**values, name: _built(hint, value)}
+        elif not _fits(value, hint):
+            raise ValueError(f"{kind.__name__}: {name} = {value!r}, expected {formatannotation(hint)}")
     return from_json(kind, values)
 
 
@@ -176,35 +159,33 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list) and len(value) == len(wanted) and all(map(_fits, value, wanted))
     if inner:
         return any(_fits(value, each) for each in inner)
-    return type(value) is int if hint in (int, float) and type(value) is int else type(value) is hint
+    return type(value) is hint or (hint is float and type(value) is int)
 
 
-def _blends(
-    sources: Mapping[str, str], plan: DeblenderExperiment, seed: int
-) -> Callable[[int], Batch]:
+def _blends(sources: Mapping[str, str], plan: GanExperiment, seed: int) -> Callable[[int], Batch]:
     """Build the endless blends that a deblender learns from; with both sources one in sixteen is Hubble's.
 
     Galaxy Zoo follows the protocol of Reiman & Göhre 2019: warp at 424 px, crop 240, box average to 80.
     """
-    size = plan.model.size
+    size, made = plan.model.size, []
     common = {"rule": plan.rule, "count": plan.model.count, "seed": seed}
     few = max(1, plan.batch_size // 16) if len(sources) > 1 else plan.batch_size
-    made = []
     if "galaxyzoo" in sources:
-        fill = Perturbation(fill=plan.fill)
-        frames = _galaxies(sources["galaxyzoo"], 424, plan.images, crop=424, dtype=torch.uint8)
+        frames = _galaxy_zoo(sources["galaxyzoo"], plan, size=424, crop=424, dtype=torch.uint8)
+        common_zoo = {"perturbation": Perturbation(fill=plan.fill), "turn_first": plan.turn_first, **common}
         many = plan.batch_size - few * (len(sources) > 1)
-        made.append(blend_batches(frames, batch_size=many, perturbation=fill, crop=240, size=size, **common))
+        made.append(blend_batches(frames, batch_size=many, crop=240, size=size, **common_zoo))
     if "hubble" in sources:
         # A Hubble stamp has no surroundings to turn in; zeros would fill a third of it.
-        fill = Perturbation(fill="reflect")
-        stamps = images.hubble_deep_field(size=size).pixels
-        made.append(blend_batches(stamps, batch_size=few, perturbation=fill, **common))
+        common |= {"perturbation": Perturbation(fill="reflect")} | (
+            {} if made else {"turn_first": plan.turn_first}
+        )
+        made.append(blend_batches(images.hubble_deep_field(size=size).pixels, batch_size=few, **common))
     return mix_batches(*made)
 
 
-def _galaxies(folder: str, size: int, limit: int, **options: Any) -> torch.Tensor:
-    return images.galaxy_zoo(folder, size=size, split="train", limit=limit or None, **options).pixels
+def _galaxy_zoo(folder: str, plan: GanExperiment, **how: Any) -> torch.Tensor:
+    return images.galaxy_zoo(folder, split="train", limit=plan.images or None, **how).pixels
 
 
 def _single(sources: Mapping[str, str], plan: GanExperiment, seed: int) -> Callable[[int], Batch]:
@@ -212,7 +193,7 @@ def _single(sources: Mapping[str, str], plan: GanExperiment, seed: int) -> Calla
     if "hubble" in sources:
         pixels = images.hubble_deep_field(size=size, limit=plan.images or None).pixels
     else:
-        pixels = _galaxies(sources["galaxyzoo"], size, plan.images, crop=max(size, 240))
+        pixels = _galaxy_zoo(sources["galaxyzoo"], plan, size=size, crop=max(size, 240))
     return image_batches(pixels, batch_size=plan.batch_size, seed=seed)
 
 
@@ -255,22 +236,21 @@ def run(
     overwrite: bool = False,
     progress: bool = True,
 ) -> History:
-    """Train a GAN as an experiment says; leave checkpoints, the resume point and history.json in the folder.
+    """Train a GAN as an experiment says; leave checkpoints, resume.pt and history.json in the folder.
 
-    name, preset: see `experiment`. data: "hubble", "galaxyzoo:FOLDER" or, for blends, "galaxyzoo:FOLDER,hubble";
+    name, preset: see `experiment`. data: "hubble", "galaxyzoo:FOLDER" or, for blends, both with a comma;
         "first" for radio galaxies. The last 300 Galaxy Zoo images by name are never used: they are the test set.
-    start: shipped weights or a checkpoint to begin with. Its generator must have the sizes of this one; a judge
-        of another make begins anew, and the story says so.
+    start: shipped weights or a checkpoint to begin with. Its generator must have the sizes of this one; a
+        judge of another make is left out and begins anew, and the story says so.
     features: key of `gans.features.FEATURES`: compares images during a deblender's burn-in.
     steps: other than the preset's. resume, overwrite, progress: see `train`.
     """
     plan = experiment(name, preset)
     if isinstance(plan, Experiment):
-        trained = [known for known in _read(_FILE) if hasattr(experiment(known, PRESETS[0]), "training")]
-        raise ValueError(f"{name!r} cannot be trained; known are {', '.join(trained)}, or give a .toml file")
+        raise ValueError(
+            f"{name!r} has no gan to train; give deblender-bounded, radio-plain, ... or a .toml file"
+        )
     training = plan.training if steps is None else replace(plan.training, steps=steps)
-    if features and plan.gan != "deblender":
-        raise ValueError(f"{name} takes no features ({features!r}); they belong to the burn-in of a deblender")
     make, known = _DATA[plan.gan]
     data = data or known[0]
     sources = dict(source.partition(":")[::2] for source in data.split(","))
@@ -281,26 +261,28 @@ def run(
         "name": _tables(name)[1], "preset": preset, "data": ",".join(sources), "split": "train",
         "batch_size": plan.batch_size, "images": plan.images,
     }  # fmt: skip
+    options = {}
     if plan.gan == "deblender":
-        story |= {"rule": plan.rule, "fill": plan.fill}
-    story |= {"features": features} if features else {}
-    build = GANS[plan.gan][1]
-    gan = build(plan.model, features=feature_network(features)) if features else build(plan.model)
+        story |= {"rule": plan.rule, "fill": plan.fill, "turn_first": plan.turn_first}
+    if features:
+        if plan.gan != "deblender":
+            raise ValueError(f"{name} takes no features ({features!r}); only a deblender has a burn-in")
+        story, options = {**story, "features": features}, {"features": feature_network(features)}
+    gan = GANS[plan.gan][1](plan.model, **options)
     story |= _begin_with(gan, start) if start else {}
-    return train(
-        gan, make(sources, plan, training.seed), training, folder=folder, resume=resume, overwrite=overwrite,
-        experiment=story, progress=progress,
-    )  # fmt: skip
+    batches, how = make(sources, plan, training.seed), {"resume": resume, "overwrite": overwrite}
+    return train(gan, batches, training, folder=folder, experiment=story, progress=progress, **how)
 
 
 def _begin_with(gan: Gan, start: str | Path) -> dict[str, str]:
     """Take the weights of `start`, and say in the story what was taken."""
-    given = load_checkpoint(start).gan
-    taken = []
+    given, taken = load_checkpoint(start).gan, []
     for part in ("generator", "discriminator"):
         mine, other = getattr(gan, part), getattr(given, part).state_dict()
-        own = {name: tensor.shape for name, tensor in mine.state_dict().items()}
-        if own == {name: tensor.shape for name, tensor in other.items()}:
+        shapes = [
+            {name: tensor.shape for name, tensor in state.items()} for state in (mine.state_dict(), other)
+        ]
+        if shapes[0] == shapes[1]:
             mine.load_state_dict(other)
             taken.append(part)
     if "generator" not in taken:

@@ -5,16 +5,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
 
 from galnb.checks import at_least, one_of
 from galnb.gans import Batch, Gan
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
 
 _PRECISIONS = ("32-true", "bf16-mixed")  # fp16 would need its losses scaled
 _SCHEDULES = {
@@ -52,8 +49,10 @@ class TrainingConfig:
     seed: int = 0  # of what the losses draw; data have their own
 
     def __post_init__(self):
-        for name in ("steps", "discriminator_steps", "discriminator_every", "save_every"):
-            at_least(1, **{name: getattr(self, name)})
+        at_least(1, steps=self.steps, save_every=self.save_every)
+        at_least(
+            1, discriminator_steps=self.discriminator_steps, discriminator_every=self.discriminator_every
+        )
         at_least(0, burn_in=self.burn_in, warmup=self.warmup)
         at_least(0.0, ema=self.ema, gradient_clip=self.gradient_clip, weight_decay=self.weight_decay)
         for name in ("learning_rate", "discriminator_learning_rate", "loss_limit"):
@@ -65,12 +64,14 @@ class TrainingConfig:
             raise ValueError(f"ema is {self.ema}; expected less than 1, for example 0.999")
         fine = {name for name, share in self.stages if 0 < share <= 1 and Path(name).name == name}
         if len(fine) < len(self.stages):
-            raise ValueError(f"stages are {self.stages}; expected unlike file names, each with a share in (0, 1]")
+            raise ValueError(
+                f"stages are {self.stages}; expected unlike file names, each with a share in (0, 1]"
+            )
 
 
 @dataclass
 class History:
-    """Collect what a run reported: step numbers from 0 and, by name, a loss per step, NaN where it had none."""
+    """Collect what a run reported: steps from 0 and, by name, a loss per step, NaN where it had none."""
 
     steps: list[int] = field(default_factory=list)
     losses: dict[str, list[float]] = field(default_factory=dict)
@@ -108,7 +109,7 @@ class State:
 
 
 def take_step(
-    gan: Gan, state: State, feed: Iterator[Batch], config: TrainingConfig, fabric: "Fabric"
+    gan: Gan, state: State, feed: Iterator[Batch], config: TrainingConfig, fabric: Any
 ) -> dict[str, float]:
     """Take one generator step and the discriminator steps before it; return each loss, mean of all processes.
 
@@ -163,7 +164,7 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 
 
 def _descend(
-    loss: torch.Tensor, optimizer: torch.optim.Optimizer, config: TrainingConfig, fabric: "Fabric"
+    loss: torch.Tensor, optimizer: torch.optim.Optimizer, config: TrainingConfig, fabric: Any
 ) -> None:
     optimizer.zero_grad()
     loss.backward()

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.nn.utils.parametrizations import weight_norm
 
 from galnb.gans.deblender import deblend, deblender
-from galnb.training import checkpoints
-from galnb.training.checkpoints import load_checkpoint, save_checkpoint, shipped
+from galnb.training import checkpoints, load_checkpoint, save_checkpoint, shipped
 from tests.tiny_runs import TINY, batches, one_thread  # noqa: F401
 
 GATED = replace(TINY, generator="gated", reconstruction="log_mse", adversarial_weight=0.5)
@@ -120,7 +120,7 @@ def rewrite(path, change):
     [
         (
             lambda h, t, m: m.update(format="pt"),
-            "not written by this galnb: its format is 'pt', expected 'galnb-1'",
+            "not written by this galnb: its format is 'pt', not 'galnb-1'",
         ),
         (
             lambda h, t, m: (h.update(gan="stylegan"), m.pop("galnb")),
@@ -128,14 +128,17 @@ def rewrite(path, change):
         ),
         (
             lambda h, t, m: (h["config"].update(depth=3), m.pop("galnb")),
-            "config of another galnb version.*depth",
+            r"a\.safetensors has a config that this galnb refuses \(.*depth",
         ),
         (
             lambda h, t, m: (h["config"].update(dense=9), m.pop("galnb")),
             "weights of the discriminator do not fit",
         ),
         (lambda h, t, m: t.pop("discriminator.0.bias"), "weights of the discriminator do not fit its config"),
-        (lambda h, t, m: (h["config"].update(size=17), m.pop("galnb")), "size is 17"),
+        (
+            lambda h, t, m: (h["config"].update(size=17), m.pop("galnb")),
+            r"a\.safetensors has a config .*size is 17",
+        ),
         (
             lambda h, t, m: m.update(galnb='{"gan": '),
             r"a\.safetensors has a damaged header; expected JSON with",
@@ -199,12 +202,15 @@ def test_shipped_weights_are_found_by_name(monkeypatch, path, gan):
 
 
 def test_every_shipped_file_loads():
-    for file in checkpoints.WEIGHTS.glob("*.safetensors"):
-        assert load_checkpoint(file).step > 0, file.name
+    names = checkpoints.shipped_names()
+    assert "radio-plain" in names
+    assert checkpoints.shipped_names("radio-s") == ["radio-smeared", "radio-smeared@step1000"]
+    for name in names:
+        assert load_checkpoint(name).step > 0, name
 
 
 def test_saving_refuses_other_endings_and_what_is_not_json(tmp_path, gan):
-    with pytest.raises(ValueError, match=r"expected a name that ends in \.safetensors"):
+    with pytest.raises(ValueError, match=r"expected a file name that ends in \.safetensors"):
         save_checkpoint(tmp_path / "a.pt", gan, experiment={}, step=1)
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_checkpoint(tmp_path / "a.safetensors", gan, experiment={"folder": tmp_path}, step=1)
@@ -240,3 +246,84 @@ def test_saving_refuses_weights_that_the_precision_cannot_hold(
         save_checkpoint(path, gan, experiment={}, step=1, dtype=dtype)
     kept = getattr(load_checkpoint(save_checkpoint(path, gan, experiment={}, step=1)).gan, part)
     assert torch.equal(kept.state_dict()[name].isfinite(), weight.isfinite())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda network: torch.compile(network, backend="eager"),
+        torch.nn.DataParallel,
+        lambda network: torch.nn.DataParallel(torch.compile(network, backend="eager")),
+    ],
+    ids=["compiled", "parallel", "both"],
+)
+@pytest.mark.parametrize("part", ["generator", "discriminator"])
+def test_wrapped_networks_are_saved_as_what_they_wrap(path, gan, wrap, part):
+    wrapped = replace(gan, **{part: wrap(getattr(gan, part))})
+    kept = load_checkpoint(save_checkpoint(path, wrapped, experiment={}, step=1)).gan
+    for name, tensor in getattr(gan, part).state_dict().items():
+        assert torch.equal(getattr(kept, part).state_dict()[name], tensor)
+
+
+def test_a_compiled_layer_is_saved_as_what_it_wraps(path, gan):
+    whole = {name: tensor.clone() for name, tensor in gan.generator.state_dict().items()}
+    gan.generator.root = torch.compile(gan.generator.root, backend="eager")
+    assert any("_orig_mod" in name for name in gan.generator.state_dict())
+    kept = load_checkpoint(save_checkpoint(path, gan, experiment={}, step=1)).gan.generator.state_dict()
+    assert kept.keys() == whole.keys() and all(torch.equal(kept[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("generator", torch.optim.swa_utils.AveragedModel),  # counts its models in a tensor of its own
+        ("generator", lambda network: torch.nn.Sequential(network)),
+        ("generator", lambda network: deblender(replace(TINY, width=8)).generator),
+        ("discriminator", lambda network: torch.nn.Sequential(*list(network)[:-1])),
+        ("discriminator", lambda network: torch.nn.Sequential(weight_norm(network[0]), *list(network)[1:])),
+    ],
+    ids=["averaged", "nested", "wider", "cut", "parametrized"],
+)
+def test_networks_that_the_config_does_not_build_are_refused_while_saving(tmp_path, gan, part, change):
+    other = replace(gan, **{part: change(getattr(gan, part))})
+    with pytest.raises(ValueError, match=f"the {part} is not the network that its config builds: .*own"):
+        save_checkpoint(tmp_path / "b.safetensors", other, experiment={}, step=1)
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_of_another_precision_come_back_in_float32(path, gan, dtype):
+    for network in (gan.generator, gan.discriminator):
+        network.to(dtype)
+    kept = load_checkpoint(save_checkpoint(path, gan, experiment={}, step=1)).gan
+    for name, tensor in gan.generator.state_dict().items():
+        found = kept.generator.state_dict()[name]
+        assert found.dtype == (torch.float32 if tensor.is_floating_point() else tensor.dtype)
+        assert torch.equal(found, tensor.to(found.dtype))
+
+
+def test_weights_that_are_no_floats_are_refused(path):
+    whole = "discriminator.0.weight"
+    rewrite(path, lambda h, tensors, m: tensors.update({whole: tensors[whole].to(torch.int32)}))
+    with pytest.raises(ValueError, match=r"weights of the discriminator do not fit its config: 0\.weight"):
+        load_checkpoint(path)
+
+
+def test_paths_that_are_folders_or_below_files_are_refused(tmp_path, path, gan, monkeypatch):
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(ValueError, match=r"expected a file name .* not a folder"):
+        save_checkpoint(tmp_path / "folder.safetensors", gan, experiment={}, step=1)
+    with pytest.raises(ValueError, match=r"cannot write .*a\.safetensors/b\.safetensors.*choose another"):
+        save_checkpoint(path / "b.safetensors", gan, experiment={}, step=1)
+    assert save_checkpoint(tmp_path / "new" / "c.safetensors", gan, experiment={}, step=1).is_file()
+    with pytest.raises(ValueError, match=r"new is a folder; .*in there are: c\.safetensors"):
+        load_checkpoint(tmp_path / "new")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"new is a folder"):
+        load_checkpoint("new")
+    (tmp_path / "radio-plain").mkdir()  # a run's folder; the name still means the weights
+    assert load_checkpoint("radio-plain").gan.name == "radio"
+
+
+def test_weights_without_figures_of_a_judge_load(path):
+    assert load_checkpoint(path).metrics.get("judge") is None

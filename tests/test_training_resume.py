@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from galnb.gans import from_json
 from galnb.gans.deblender import deblender
-from galnb.training import TrainingConfig, train
-from galnb.training.checkpoints import load_checkpoint
-from galnb.training.resume import FREE, History
+from galnb.training import History, TrainingConfig, load_checkpoint, train
 from tests.tiny_runs import RUN, TINY, batches, one_thread, plain_gan, run  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
@@ -85,8 +84,10 @@ def test_stopped_by_an_exception_and_continued(tmp_path, uninterrupted, stop):
         if step == stop:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    told = rf"stopped after step {stop + 1} of 12; resume=True .* from step {(stop + 1) // 2 * 2}"
+    with pytest.raises(KeyboardInterrupt, match=told):
         run(tmp_path, callback=interrupt)
+    assert (tmp_path / "resume.pt").exists() == (stop > 0)
     assert_same_run(tmp_path, *run(tmp_path, resume=True), uninterrupted)
 
 
@@ -96,7 +97,7 @@ def test_resuming_a_finished_run_changes_nothing_and_more_steps_go_on(tmp_path, 
     again, history = run(tmp_path, resume=True)
     assert all(torch.equal(tensor, weights(gan)[name]) for name, tensor in weights(again).items())
     _, history = run(tmp_path, resume=True, config=replace(RUN, steps=14, save_every=7))
-    assert history.steps == list(range(14)) and "steps" in FREE
+    assert history.steps == list(range(14))
 
 
 def test_resume_without_a_resume_point_starts_anew(tmp_path, uninterrupted):
@@ -174,7 +175,7 @@ def test_stage_checkpoints_hold_the_mean_generator(uninterrupted):
     assert torch.equal(steps["final"].gan.generator.head[0].weight, gan.generator.head[0].weight)
     raw = torch.load(folder / "resume.pt")["generator"]["head.0.weight"]
     assert not torch.equal(raw, gan.generator.head[0].weight)
-    assert TrainingConfig(**steps["final"].experiment["training"]) == RUN
+    assert from_json(TrainingConfig, steps["final"].experiment["training"]) == RUN
 
 
 def test_history_fills_gaps_with_nan_and_is_strict_json(uninterrupted):
@@ -192,3 +193,62 @@ def test_history_fills_gaps_with_nan_and_is_strict_json(uninterrupted):
     kept = uninterrupted[2].losses["discriminator/total"]
     assert read["losses"]["discriminator/total"] == [None if math.isnan(value) else value for value in kept]
     assert math.isnan(kept[0]) and not math.isnan(kept[RUN.burn_in])
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_folder_that_holds_a_run_is_not_replaced_unless_told(tmp_path):
+    few = replace(RUN, steps=2, stages=(("final", 1.0),))
+    run(tmp_path, config=few)
+    before = contents(tmp_path)
+    assert sorted(before) == ["final.safetensors", "history.json", "resume.pt"]
+    told = (
+        r"already holds a run \(resume\.pt, history\.json, final.*resume=True.*another folder.*overwrite=True"
+    )
+    with pytest.raises(ValueError, match=told):
+        run(tmp_path, config=replace(few, seed=1))
+    assert contents(tmp_path) == before
+    train(deblender(TINY), batches(), replace(few, seed=1), folder=tmp_path, overwrite=True)
+    assert load_checkpoint(tmp_path / "final.safetensors").experiment["training"]["seed"] == 1
+    # what an overwritten run left must not be gone on with
+    with pytest.raises(KeyboardInterrupt):
+        options = {"callback": interrupt_at_once, "folder": tmp_path, "overwrite": True}
+        train(deblender(TINY), batches(), replace(few, steps=9), **options)
+    assert contents(tmp_path) == {}
+
+
+def interrupt_at_once(step, losses, gan):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kept", ["history.json", "final.safetensors", "resume.pt"])
+def test_each_file_of_a_run_is_kept(tmp_path, kept):
+    (tmp_path / kept).write_bytes(b"weeks of work")
+    (tmp_path / "notes.txt").write_text("not a part of a run")
+    with pytest.raises(ValueError, match=rf"holds a run \({kept}\)"):
+        run(tmp_path)
+    if kept != "resume.pt":  # nothing to go on from: resuming would begin anew and replace it
+        with pytest.raises(ValueError, match=r"put its resume\.pt back"):
+            run(tmp_path, resume=True)
+    assert (tmp_path / kept).read_bytes() == b"weeks of work"
+
+
+def test_a_run_stopped_before_its_first_resume_point_begins_anew(tmp_path, uninterrupted):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, callback=interrupt_at_once)
+    assert list(contents(tmp_path)) == ["early.safetensors"]
+    assert_same_run(tmp_path, *run(tmp_path, resume=True), uninterrupted)
+
+
+def test_a_folder_that_is_none_is_refused_before_anything_is_trained(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"cannot write into .*file.*give a folder of yours"):
+            run(folder)
+    with pytest.raises(ValueError, match=r"resume=True goes on .* overwrite=True replaces it"):
+        train(plain_gan(), batches(), RUN, folder=tmp_path, resume=True, overwrite=True)
+    with pytest.raises(ValueError, match="as does overwrite=True; got folder=None"):
+        train(plain_gan(), batches(), RUN, overwrite=True)
+    assert (tmp_path / "file").read_text() == "mine"
