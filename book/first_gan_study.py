@@ -36,8 +36,7 @@ from galnb import blending, images, notebook, training
 from galnb.blending import batches
 from galnb.evaluation import metrics
 from galnb.files import write_atomically
-from galnb.gans import Batch, Gan, to_signed, to_unit, vanilla
-from galnb.gans.layers import evaluating
+from galnb.gans import Batch, Gan, in_batches, to_signed, vanilla
 
 RECORD = notebook.RECORDS / "03_first_gan.json"
 SIZE, CROP, WIDTH, LATENT = 32, 240, 16, 64
@@ -219,8 +218,7 @@ def give(gan: Gan, segments: torch.Tensor) -> dict[str, torch.Tensor]:
     ways = {"as is": given}
     if not gan.config.condition:
         ways["scaled"] = (given - given.mean((1, 2, 3), keepdim=True)) / given.std((1, 2, 3), keepdim=True)
-    with evaluating(gan.generator), torch.no_grad():
-        return {way: to_unit(gan.generator(inputs)) for way, inputs in ways.items()}
+    return {way: in_batches(gan.generator, inputs, batch=len(inputs)) for way, inputs in ways.items()}
 
 
 def test_pairs(folder: str) -> tuple[torch.Tensor, ...]:

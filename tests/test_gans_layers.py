@@ -6,7 +6,6 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from galnb.gans.layers import (
-    ACTIVATIONS,
     NORMS,
     Add,
     Concat,
@@ -53,7 +52,7 @@ def test_a_product_gives_its_relevance_to_the_signal(generator):
 
 
 @pytest.mark.parametrize("norm", sorted(NORMS))
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("activation", ["prelu", "silu"])
 def test_residual_block_adds_its_body_to_the_input(norm, activation, generator):
     block = ResidualBlock(8, activation=activation, norm=norm)
     images = torch.randn(2, 8, 6, 6, generator=generator)
@@ -85,9 +84,9 @@ def test_group_norm_fits_any_width(channels, groups):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(KeyError, match="gelu"):
+    with pytest.raises(ValueError, match="activation 'gelu' is unknown; known are prelu, silu"):
         ResidualBlock(4, activation="gelu")
-    with pytest.raises(KeyError, match="layer"):
+    with pytest.raises(ValueError, match="norm 'layer' is unknown; known are batch, group, none"):
         ResidualBlock(4, norm="layer")
 
 

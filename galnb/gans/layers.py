@@ -10,14 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from galnb.checks import at_least
+from galnb.checks import at_least, one_of
 
-ACTIVATIONS = {
-    "prelu": lambda channels: nn.PReLU(channels),
-    "leaky_relu": lambda channels: nn.LeakyReLU(0.2),
-    "relu": lambda channels: nn.ReLU(),
-    "silu": lambda channels: nn.SiLU(),
-}
+_ACTIVATIONS = {"prelu": nn.PReLU, "silu": lambda channels: nn.SiLU()}
 
 
 def _groups(channels: int) -> int:
@@ -26,7 +21,7 @@ def _groups(channels: int) -> int:
 
 
 NORMS = {
-    "batch": lambda channels: nn.BatchNorm2d(channels),
+    "batch": nn.BatchNorm2d,
     "group": lambda channels: nn.GroupNorm(_groups(channels), channels),
     "none": lambda channels: nn.Identity(),
 }
@@ -85,15 +80,17 @@ class ResidualBlock(nn.Module):
     """Add to the input two 3x3 convolutions of it: conv, norm, activation, conv, norm, then the sum.
 
     There is no activation after the sum (SRGAN's block, Ledig et al. 2017).
-    channels: of input and output; activation: key of `ACTIVATIONS`; norm: key of `NORMS`.
+    channels: of input and output; activation: "prelu" or "silu"; norm: key of `NORMS`.
     """
 
     def __init__(self, channels: int, *, activation: str = "prelu", norm: str = "batch"):
         super().__init__()
+        one_of("activation", activation, _ACTIVATIONS)
+        one_of("norm", norm, NORMS)
         self.body = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"),
             NORMS[norm](channels),
-            ACTIVATIONS[activation](channels),
+            _ACTIVATIONS[activation](channels),
             nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"),
             NORMS[norm](channels),
         )
