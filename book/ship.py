@@ -2,7 +2,9 @@
 
 Weights are stored in half precision, each stage as `NAME@STAGE`, the last one as `NAME`; with `--eight-bits`
 the generators of the earlier stages take half of that, as `save_checkpoint` says. `index.json` then holds
-the SHA-256 and the card of every file in `galnb/weights`, and `README.md` the same for people.
+the SHA-256 and the card of every file in `galnb/weights`, and `README.md` the same for people. Every stage
+of a deblender carries what its judge is worth on single held-out images: `--galaxyzoo FOLDER` measures it,
+and without these figures nothing is written.
 """
 
 import argparse
@@ -13,8 +15,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from galnb import evaluation
 from galnb.files import write_atomically
-from galnb.training import load_checkpoint, save_checkpoint, shipped
+from galnb.gans import deblender
+from galnb.training import Checkpoint, load_checkpoint, save_checkpoint, shipped
 from galnb.training.checkpoints import SCALE, WEIGHTS, shipped_names
 
 PROGRAMS = {
@@ -22,27 +26,63 @@ PROGRAMS = {
     "lightweight-hubble": "python -m book.lightweight_study train GALAXY_ZOO_FOLDER OUT_FOLDER",
 }
 LARGEST = 6 * 2**20
+FIGURES = {"images", "batch_dependent", "auc", "true_called_fake", "drawn_called_real", "cross_entropy"}
+JUDGED = 300  # blends: every held-out galaxy comes first once
 
 
-def ship(folder: Path, name: str, stages: list[str], metrics: dict, earlier: torch.dtype) -> list[Path]:
+def ship(
+    folder: Path,
+    name: str,
+    stages: list[str],
+    metrics: dict,
+    earlier: torch.dtype,
+    *,
+    galaxyzoo: Path | None = None,
+) -> list[Path]:
     """Convert the last stage of a run to half precision, the earlier ones as told, and write them into the
-    package."""
+    package.
+
+    galaxyzoo: folder of Galaxy Zoo images, on whose held-out part the judges of deblenders are measured. A
+        `ValueError` names the stage of a deblender that has no figures; then no file is written.
+    """
+    found = {stage: load_checkpoint(folder / f"{stage}.safetensors") for stage in stages}
+    known = {
+        stage: judged(checkpoint, metrics if stage == stages[-1] else {}, galaxyzoo, stage)
+        for stage, checkpoint in found.items()
+    }
     written = []
-    for stage in stages:
-        checkpoint = load_checkpoint(folder / f"{stage}.safetensors")
+    for stage, checkpoint in found.items():
         target = WEIGHTS / f"{name}{'' if stage == stages[-1] else '@' + stage}.safetensors"
         save_checkpoint(
             target,
             checkpoint.gan,
             experiment=checkpoint.experiment,
             step=checkpoint.step,
-            metrics=metrics if stage == stages[-1] else {},
+            metrics=known[stage],
             dtype=torch.float16 if stage == stages[-1] else earlier,
         )
         if target.stat().st_size > LARGEST:
             raise ValueError(f"{target} has {target.stat().st_size / 2**20:.1f} MiB; at most 6 are shipped")
         written.append(target)
     return written
+
+
+def judged(checkpoint: Checkpoint, metrics: dict, galaxyzoo: Path | None, stage: str) -> dict:
+    """Return the metrics with `judge_figures` under "judge"; a deblender without them is a ValueError."""
+    if checkpoint.gan.name != "deblender":
+        return metrics
+    if galaxyzoo is not None:
+        rule = checkpoint.experiment.get("rule", "max")
+        blends = evaluation.held_out_blends(galaxyzoo, count=JUDGED, rule=rule)
+        drawn = deblender.deblend(checkpoint.gan, blends.blended)
+        metrics = metrics | {"judge": evaluation.judge_figures(checkpoint.gan, blends.galaxies, drawn)}
+    missing = FIGURES - set(metrics.get("judge", ()))
+    if missing:
+        raise ValueError(
+            f"stage {stage}: its judge has no {', '.join(sorted(missing))}; a deblender is shipped with what "
+            "its judge is worth on single held-out images: give --galaxyzoo FOLDER, which measures it"
+        )
+    return metrics
 
 
 def card(path: Path) -> dict:
@@ -111,7 +151,10 @@ def write_index() -> None:
             f"* {about['steps']:,} of {about['planned_steps']:,} steps, batch {about['batch_size']}, "
             f"seeds {about['seeds']}",
             f"* `{about['command']}`",
-            *(f"* {key}: {value}" for key, value in about["metrics"].items()),
+            *(
+                f"* {key}: {evaluation.judge_sentence(value) if key == 'judge' else value}"
+                for key, value in about["metrics"].items()
+            ),
             "",
         ]
     write_atomically(WEIGHTS / "README.md", "\n".join(lines).encode())
@@ -127,11 +170,13 @@ def main() -> None:
     parser.add_argument("name", nargs="?", help="name of the weights, such as deblender-bounded")
     parser.add_argument("--stages", default="early,middle,final")
     parser.add_argument("--metrics", type=json.loads, default={}, help="JSON to keep with the final stage")
+    parser.add_argument("--galaxyzoo", type=Path, help="images whose last 300 measure a deblender's judge")
     parser.add_argument("--eight-bits", action="store_true", help="earlier stages: generator in 8 bits")
     chosen = parser.parse_args()
     if chosen.folder:
         earlier = torch.int8 if chosen.eight_bits else torch.float16
-        ship(chosen.folder, chosen.name, chosen.stages.split(","), chosen.metrics, earlier)
+        stages = chosen.stages.split(",")
+        ship(chosen.folder, chosen.name, stages, chosen.metrics, earlier, galaxyzoo=chosen.galaxyzoo)
     write_index()
 
 
