@@ -1,34 +1,31 @@
-"""Ask a network what its score rests on: relevance by one rule, and Polarized-LRP in four readings."""
+"""Ask a network what its score rests on: relevance by one rule, and Polarized-LRP in four readings.
 
-from collections.abc import Callable
+Chapter 06, Polarized LRP. Images are exactly what the model takes (for a GAN of this package
+``gan.prepare(images)``), float (B, C, H, W). The model runs in eval mode, without autocast, and in float32
+where it or its images are coarser; it is left as it was.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from galnb.gans.layers import evaluating
-from galnb.relevance.propagation import propagate, record, recording
+from galnb.checks import check_generator, one_of
+from galnb.relevance.graph import LOW, propagate, record, recording, settled
 from galnb.relevance.rules import READINGS, RULES, Rule
 
-__all__ = ["READINGS", "RULES", "Polarized", "Relevance", "deletion_gate", "polarized_relevance", "relevance"]
-
-CHUNK = 32  # images per pass: enough to keep all threads busy, few enough to bound memory
+_CHUNK = 32  # images per pass: enough to keep all threads busy, few enough to bound memory
 
 
 @dataclass(frozen=True)
 class Relevance:
     """Hold the map of one rule.
 
-    Parameters
-    ----------
-    map : torch.Tensor, shape of the images
-        Relevance per input element.
-    score, leak : torch.Tensor, shape (B,)
-        The explained output (with a seed, the sum of seed x output); sum of the seed minus sum of the map.
-    lost : dict of str to torch.Tensor, shape (B,)
-        The leak layer by layer: what entered minus what left, output first.
-
-    Chapter: Polarized LRP
+    map: shape of the images, relevance per input element
+    score: (B,), the explained output; with a seed, the sum of seed x output
+    leak: (B,), sum of the seed minus sum of the map
+    lost: the leak layer by layer, (B,) each: what entered minus what left, output first
     """
 
     map: torch.Tensor
@@ -41,22 +38,13 @@ class Relevance:
 class Polarized:
     """Hold both maps of Polarized-LRP.
 
-    Parameters
-    ----------
-    positive, negative : torch.Tensor, shape of the images, >= 0
-        Evidence for "real" and for "fake". Readings ``"paper"`` and ``"output"``: each sums to 1 - leak.
-        Readings ``"composite"`` and ``"reference"``: the two signs of one map, positive - negative, whose sum
-        is score - reference_score - leak.
-    score, reference_score : torch.Tensor, shape (B,)
-        Logit of each image; mean logit of the references, else 0.
-    leak : torch.Tensor, shape (B, 2)
-        What did not arrive, in units of the maps; for a signed map the same number twice.
-    reading : str
-        Key of `READINGS`.
-    lost : dict of str to torch.Tensor, shape (B, maps)
-        The leak layer by layer, output first; one column per map (two, one signed, or one per reference).
-
-    Chapter: Polarized LRP
+    positive, negative: shape of the images, >= 0, evidence for "real" and for "fake". Readings "paper" and
+        "output": each sums to 1 - leak. "composite" and "reference": the two signs of one map, positive -
+        negative, whose sum is score - reference_score - leak
+    score, reference_score: (B,), logit of each image; mean logit of the references, else 0
+    leak: (B, 2), what did not arrive, in units of the maps; for a signed map the same number twice
+    reading: key of `READINGS`
+    lost: the leak layer by layer, output first, (B, maps): two, one signed, or one per reference
     """
 
     positive: torch.Tensor
@@ -68,10 +56,7 @@ class Polarized:
     lost: dict[str, torch.Tensor]
 
     def per_pixel(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add up the channels: two tensors (B, 1, H, W) >= 0; a signed map is netted first, then split.
-
-        Chapter: Polarized LRP
-        """
+        """Add up the channels: two tensors (B, 1, H, W) >= 0; a signed map is netted first, then split."""
         if self.reading in ("paper", "output"):
             return self.positive.sum(1, keepdim=True), self.negative.sum(1, keepdim=True)
         return _split((self.positive - self.negative).sum(1, keepdim=True))
@@ -82,28 +67,17 @@ def relevance(
 ) -> Relevance:
     """Distribute an output over the input elements by one rule in every layer.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Any graph of the layers in `galnb.relevance.propagation.LAYERS`; runs in eval mode and is left as it was.
-    images : torch.Tensor, shape (B, C, H, W)
-        Exactly what the model takes; for a GAN of this package ``gan.prepare(images)``.
-    rule : str or callable
-        Key of `RULES`, or ``rule(layer, relevance) -> relevance`` for a `galnb.relevance.rules.Layer`.
-    seed : torch.Tensor, shape of the output, optional
-        Relevance to start from. Default: 1 per image, for a model with one output; the map times `score` is
-        then the relevance of the logit. To explain a part of a generated image, seed with the output inside
-        that part and 0 outside.
-
-    Raises
-    ------
-    ValueError
-        If the rule is unknown, images or seed do not fit, or the model holds what has no rule.
-
-    Chapter: Polarized LRP
+    model: any graph of the layers in `galnb.relevance.operators.LAYERS`
+    rule: key of `RULES`, or `rule(layer, relevance) -> relevance` for a `galnb.relevance.rules.Layer`
+    seed: shape of the output, relevance to start from; default 1 per image, for a model with one output. To
+        explain a part of a generated image, seed with the output inside that part and 0 outside
     """
-    chosen = _rule(rule, "rule")
-    _check(images, "images")
+    if not callable(rule):
+        one_of("rule", rule, RULES)
+    images = _checked(images, "images")
+    chosen = rule if callable(rule) else RULES[rule]
+    if seed is not None and not (isinstance(seed, torch.Tensor) and seed.isfinite().all()):
+        raise ValueError(f"seed: got {seed!r}, expected a tensor of finite numbers, shaped as the output")
 
     def start(output: torch.Tensor, first: int) -> torch.Tensor:
         if seed is None:
@@ -111,9 +85,9 @@ def relevance(
         expected = (len(images), *output.shape[1:])
         if seed.shape != expected:
             raise ValueError(f"seed has shape {tuple(seed.shape)}, expected that of the output, {expected}")
-        return seed[None, first : first + len(output)].to(output)
+        return seed.detach()[None, first : first + len(output)].to(output)
 
-    output, seeds, maps, lost = _run(model, images, start, lambda position, count: chosen)
+    output, seeds, maps, lost = _run(model, images, start, lambda count: [chosen] * count)
     leak = (_per_image(seeds) - _per_image(maps))[0]
     by_layer = {name: values[:, 0] for name, values in lost.items()}
     return Relevance(maps[0], _per_image(seeds * output)[0], leak, by_layer)
@@ -126,70 +100,47 @@ def polarized_relevance(
     reading: str = "paper",
     bias: bool = False,
     references: torch.Tensor | None = None,
-    first_layer: str | Rule | None = None,
 ) -> Polarized:
     """Compute the positive and the negative relevance map of a network with one output.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        A discriminator, as for `relevance`.
-    images : torch.Tensor, shape (B, C, H, W)
-        Exactly what the model takes; for a GAN of this package ``gan.prepare(images)``.
-    reading : str
-        ``"paper"``: Eq. 3 to the letter, its sign kept in every layer. ``"output"``: its sign chosen at the
-        last layer only. ``"composite"``: one signed map; signed contributions in the last two layers, those
-        of the unit's own sign below. ``"reference"``: one signed map of the differences to `references`,
-        averaged over them; signed contributions in the upper half of the layers.
-    bias : bool
-        Readings "paper" and "output": keep the biases in the denominators, as printed. Their share then
-        leaks, so that Eq. 1 (conservation) holds only without.
-    references : torch.Tensor, shape (K, C, H, W)
-        Needed by "reference": eight real and generated images, or one image of sky as the cheap form.
-    first_layer : str or callable, optional
-        Another rule for the first layer, such as ``"zbox"`` (bounds -1 and 1) or ``"flat"``.
+    reading: "paper", Eq. 3 of Li et al. (2020) to the letter, its sign kept in every layer; "output", its sign
+        chosen at the last layer only; "composite", one signed map, signed contributions in the last two
+        layers, those of the unit's own sign below; "reference", one signed map of the differences to
+        `references`, averaged over them, signed contributions in the upper half of the layers
+    bias: readings "paper" and "output" keep the biases in the denominators, as printed; their share then
+        leaks, so that Eq. 1 (conservation) holds only without
+    references: (K, C, H, W), needed by "reference": eight real and generated images, or one image of sky as
+        the cheap form
 
-    Raises
-    ------
-    ValueError
-        If an argument is unknown or does not fit, or the model holds what has no rule.
-
-    Notes
-    -----
-    Eq. 3 of Li et al. (2020): R_i = sum_j [z_ij]± / (sum_k [z_kj]± + [b_j]±) R_j with z_ij = x_i w_ij;
-    products are truncated, not weights. Both maps of "paper" and "output" start from 1. On planted truth
-    these two do not tell evidence for "real" from evidence for "fake", and "reference" does.
-    Chapter: Polarized LRP
+    R_i = sum_j [z_ij]± / (sum_k [z_kj]± + [b_j]±) R_j with z_ij = x_i w_ij (Eq. 3): products are truncated,
+    not weights. Both maps of "paper" and "output" start from 1. On planted truth these two do not tell
+    evidence for "real" from evidence for "fake", and "reference" does.
     """
-    if reading not in READINGS:
-        raise ValueError(f"reading {reading!r} is unknown; known are {sorted(READINGS)}")
-    first = first_layer and _rule(first_layer, "first_layer")
-    _check(images, "images")
+    one_of("reading", reading, READINGS)
+    images = _checked(images, "images")
     if (references is not None) != (reading == "reference"):
         raise ValueError("references are needed by reading='reference', and only by it")
     if references is not None:
-        _check(references, "references")
-        if references.shape[1:] != images.shape[1:]:
-            got, expected = tuple(references.shape), tuple(images.shape)
-            raise ValueError(f"references of shape {got} do not fit images of shape {expected}")
-
-    def plan(position: int, count: int) -> Rule:
-        return first if first and position == 0 else READINGS[reading](position, count, bias)
+        references = _fitting(_checked(references, "references"), images)
+    signed = reading in ("composite", "reference")
 
     def start(output: torch.Tensor, _: int) -> torch.Tensor:
         one = _one_each(output)
         if reading == "reference":
             return output[None, : -len(references)] - output[-len(references) :, None]
-        return output[None] if reading == "composite" else torch.stack([one, one])
+        return output[None] if signed else torch.stack([one, one])
 
-    output, seeds, maps, lost = _run(model, images, start, plan, references=references, bias=bias)
+    def rules(count: int) -> list[Rule]:
+        return READINGS[reading](count, bias)
+
+    output, seeds, maps, lost = _run(model, images, start, rules, references=references, bias=bias)
     leak, score = (_per_image(seeds) - _per_image(maps)).T, output.flatten()
     neutral = score - _per_image(seeds).mean(0) if reading == "reference" else torch.zeros_like(score)
-    if reading in ("paper", "output"):
-        positive, negative = maps.clamp(min=0)  # rounding may leave -1e-9 where there is nothing
-    else:
+    if signed:
         positive, negative = _split(maps.mean(0))
         leak = leak.mean(1, keepdim=True).expand(-1, 2)
+    else:
+        positive, negative = maps.clamp(min=0)  # rounding may leave -1e-9 where there is nothing
     return Polarized(positive, negative, score, leak, reading, neutral, lost)
 
 
@@ -204,45 +155,40 @@ def deletion_gate(
 ) -> torch.Tensor:
     """Fill the strongest pixels of each map with sky and see whether the logit moves the right way.
 
-    Parameters
-    ----------
-    model, images, polarized
-        As given to `polarized_relevance`, and its answer.
-    share : float
-        Fraction of the pixels to fill, above 0 and below 1.
-    generator : torch.Generator
-        On the CPU; draws the sky noise.
-    fill : torch.Tensor, broadcastable to the images, optional
-        What to fill with. Default: noise with the median of each image and channel, as wide as its darker
-        half.
-
-    Returns
-    -------
-    torch.Tensor, shape (B, 2)
-        Change of the logit by filling the top of the positive (< 0 passes) and the negative map (> 0 passes).
-
-    Raises
-    ------
-    ValueError
-        If the maps are not those of the images or the share is not between 0 and 1.
-
-    Chapter: Polarized LRP
+    model, images, polarized: as given to `polarized_relevance`, and its answer
+    share: fraction of the pixels to fill, above 0 and below 1
+    generator: on the CPU; draws the sky noise
+    fill: broadcastable to the images, what to fill with; default noise with the median of each image and
+        channel, as wide as its darker half
+    Returns the change of the logit (B, 2) by filling the top of the positive (< 0 passes) and of the negative
+    map (> 0 passes).
     """
-    _check(images, "images")
-    if polarized.positive.shape != images.shape or not 0 < share < 1:
+    images = _checked(images, "images")
+    if images.ndim != 4 or polarized.positive.shape != images.shape or not 0 < share < 1:
         got = f"maps {tuple(polarized.positive.shape)} for images {tuple(images.shape)}, share {share}"
-        raise ValueError(f"got {got}; expected maps of these images and a share between 0 and 1")
+        raise ValueError(
+            f"got {got}; expected maps of these images, (B, C, H, W), and a share between 0 and 1"
+        )
     if fill is None:
+        check_generator(generator)
         level = images.flatten(2).median(2).values[..., None, None]
         below = torch.where(images <= level, level - images, torch.nan).flatten(2)
         spread = 1.4826 * below.nanmedian(2).values[..., None, None]  # standard deviation of a normal sky
         fill = level + spread * torch.randn(images.shape, generator=generator).to(images)
+    sides = zip(reversed(fill.shape), reversed(images.shape), strict=False)
+    if fill.ndim > 4 or any(one not in (1, other) for one, other in sides) or not fill.isfinite().all():
+        raise ValueError(
+            f"fill has shape {tuple(fill.shape)}; expected finite values, broadcastable to {tuple(images.shape)}"
+        )
     count, versions = max(1, round(share * images[0, 0].numel())), [images]
     for strength in polarized.per_pixel():
         weakest = strength.flatten(1).topk(count).values[:, -1].view(-1, 1, 1, 1)
-        versions.append(torch.where((strength >= weakest) & (strength > 0), fill, images))
-    with evaluating(model), torch.no_grad():
-        scores = torch.stack([model(version).flatten() for version in versions], 1)
+        filled = torch.where((strength >= weakest) & (strength > 0), fill, images)
+        versions.append(images.clone().copy_(filled))  # in the layout of the images
+    with settled(model, images.device.type), torch.no_grad():
+        outputs = [model(version) for version in versions]
+    _one_each(outputs[0])
+    scores = torch.stack([output.flatten() for output in outputs], 1)
     return scores[:, 1:] - scores[:, :1]
 
 
@@ -250,20 +196,20 @@ def _run(
     model: nn.Module,
     images: torch.Tensor,
     start: Callable[[torch.Tensor, int], torch.Tensor],
-    plan: Callable[[int, int], Rule],
+    rules: Callable[[int], Sequence[Rule]],
     *,
     references: torch.Tensor | None = None,
     bias: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Propagate by chunks; return outputs (B, ...), seeds and maps (S, B, ...), losses (B, S) by layer."""
     parts = []
-    with recording(model) as tape:
-        for first in range(0, len(images), CHUNK):
-            chunk = images[first : first + CHUNK]
+    with recording(model, images.device.type) as tape:
+        for first in range(0, len(images), _CHUNK):
+            chunk = images[first : first + _CHUNK]
             behind = [] if references is None else [references.to(chunk)]
             output = record(tape, model, torch.cat([chunk, *behind]))
-            seeds = start(output, first)
-            maps, lost = propagate(tape, seeds, plan, references=len(output) - len(chunk), bias=bias)
+            seeds, chosen = start(output, first), rules(tape.count())
+            maps, lost = propagate(tape, seeds, chosen, references=len(output) - len(chunk), bias=bias)
             parts.append((output[: len(chunk)], seeds, maps, lost))
     outputs, seeds, maps, lost = zip(*parts, strict=True)
     by_layer = {name: torch.cat([values[name] for values in lost]) for name in lost[0]}
@@ -278,19 +224,29 @@ def _split(signed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return signed.clamp(min=0), (-signed).clamp(min=0)
 
 
-def _rule(rule: str | Rule, argument: str) -> Rule:
-    if isinstance(rule, str) and rule not in RULES:
-        raise ValueError(f"{argument} {rule!r} is unknown; known are {sorted(RULES)}")
-    return RULES[rule] if isinstance(rule, str) else rule
-
-
-def _check(images: torch.Tensor, name: str) -> None:
+def _checked(images: torch.Tensor, name: str) -> torch.Tensor:
+    """Return finite float images, in float32 where they are coarser."""
     tensor = isinstance(images, torch.Tensor)
     if not tensor or not images.is_floating_point() or images.ndim < 2 or 0 in images.shape:
         got = f"{images.dtype} of shape {tuple(images.shape)}" if tensor else type(images).__name__
         raise ValueError(f"{name}: got {got}, expected a float tensor (B, C, H, W), as the model takes it")
     if not images.isfinite().all():
         raise ValueError(f"{name}: got NaN or infinite values; see torch.nan_to_num")
+    return images.float() if images.dtype in LOW else images
+
+
+def _fitting(references: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Refuse references of another shape, and an image that all of them equal: its map would be empty."""
+    if references.shape[1:] != images.shape[1:]:
+        got, expected = tuple(references.shape), tuple(images.shape)
+        raise ValueError(f"references of shape {got} do not fit images of shape {expected}")
+    references = references.to(images)
+    for index, image in enumerate(images):
+        if (references == image).all():
+            raise ValueError(
+                f"references equal image {index}, whose difference to them is 0: give other references"
+            )
+    return references
 
 
 def _one_each(output: torch.Tensor) -> torch.Tensor:

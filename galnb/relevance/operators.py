@@ -1,43 +1,35 @@
-"""Say how relevance crosses each type of layer, and turn one use of it into what the rules work with."""
+"""Say how relevance crosses each type of layer, and show one use of it to the rules.
 
-import re
+Chapter 06, Polarized LRP.
+"""
+
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from galnb.gans.layers import Add, Concat, Gate, Multiply
 from galnb.relevance.rules import Layer
 
-Operator = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+_Parts = tuple[torch.Tensor, torch.Tensor | None, bool]  # weight, scale of its outputs, whether to take |weight|
+_Operator = Callable[[torch.Tensor, _Parts], torch.Tensor]
 Role = str | Callable[[nn.Module, tuple, torch.Tensor], tuple[torch.Tensor, ...]]
 
 
-def share_gate(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Share a product, light x share of the light, equally between its two factors.
-
-    Chapter: Polarized LRP
-    """
+def _share_gate(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Share a product, light x share of the light, equally between its two factors."""
     return relevance.sum(2) / 2, relevance.flatten(2, 3) / 2
 
 
-def share_glu(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Give all to the signal and nothing to the gate that scales it.
-
-    Chapter: Polarized LRP
-    """
+def _share_glu(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Give all to the signal and nothing to the gate that scales it."""
     axis = module.dim if module.dim < 0 else module.dim + 1
     return (torch.cat([relevance, torch.zeros_like(relevance)], axis),)
 
 
-def share_signal(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Give all to the signal and nothing to the second input, the gate that scales it.
-
-    Chapter: New galaxies
-    """
+def _share_signal(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Give all to the signal and nothing to the second input, the gate that scales it."""
     return relevance, relevance.new_zeros(*relevance.shape[:1], *inputs[1].shape)
 
 
@@ -54,25 +46,21 @@ LAYERS: dict[type[nn.Module], Role] = {
     **dict.fromkeys((Concat, nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d), "copy"),
     **dict.fromkeys((nn.PixelShuffle, nn.PixelUnshuffle, nn.MaxPool2d, nn.AdaptiveMaxPool2d), "copy"),
     **dict.fromkeys((nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingNearest2d), "copy"),
-    nn.GLU: share_glu,
-    Multiply: share_signal,
-    Gate: share_gate,
+    nn.GLU: _share_glu,
+    Multiply: _share_signal,
+    Gate: _share_gate,
 }
-# Nodes of the autograd graph that only move or copy numbers: their gradient is the relevance.
-COPIES = re.compile(
-    r"(View|UnsafeView|Alias|Clone|ToCopy|Transpose|T|Permute|Squeeze|Unsqueeze|Expand|Repeat|Slice|Select|Index|"
-    r"IndexSelect|Split|SplitWithSizes|Unbind|Cat|Stack|Flip|Roll|PixelShuffle|PixelUnshuffle|ChannelShuffle|"
-    r"ConstantPadNd|ReflectionPad[12]D|ReplicationPad[12]D|MaxPool2DWithIndices|AdaptiveMaxPool2D|"
-    r"UpsampleNearest2D)Backward\d+|torch::autograd::(AccumulateGrad|CopySlices)"
-)
 
 
 @dataclass
 class Call:
-    """Note one use of a known layer: its role, what entered (on the graph), and the fresh leaf that left.
+    """Note one use of a known layer: what entered (on the graph) and the fresh leaf that left.
 
-    `norm` is the batch norm merged into the layer, whose output then stands in `output`.
-    Chapter: Polarized LRP
+    forward: the layer as a function of `inputs` alone
+    position: index of its rule; weight-free sums follow the layer with weights before them
+    sources: for each input, what it was copied together from
+    norm: the batch norm merged into the layer, whose output then stands in `output`
+    prepared: weight, its absolute value and the bias, as the rules take them
     """
 
     name: str
@@ -81,106 +69,130 @@ class Call:
     forward: Callable
     inputs: tuple[torch.Tensor, ...]
     output: torch.Tensor
+    position: int = 0
     weight: torch.Tensor | None = None
-    magnitude: torch.Tensor | None = None
     bias: torch.Tensor | None = None
+    sources: list = field(default_factory=list)
     norm: nn.Module | None = None
+    prepared: tuple = (None, None, 0.0)
 
 
-# Fused weight and bias, and |weight|, of the layers seen last. An entry serves only while all parameters have
-# the same projection on a fixed vector; version counters would miss changes made through `.data`.
-_PREPARED: WeakKeyDictionary[nn.Module, tuple[torch.Tensor, ...]] = WeakKeyDictionary()
+def prepare(call: Call, known: dict) -> None:
+    """Bring a layer and the batch norm merged into it to the form that the rules take, once per weight.
 
-
-def prepare_weights(call: Call) -> None:
-    """Fuse the batch norm into weight and bias, and lay out the weight and its absolute value for speed.
-
-    Chapter: Polarized LRP
+    Both together scale the products of input and weight by a number per output. Absolute values of a large
+    matrix would take longer to store than to use: they are formed in pieces when needed.
     """
-    norm, rows = call.norm, call.weight.flatten(1)
-    vectors = [] if norm is None else [norm.running_mean, norm.running_var, norm.weight, norm.bias]
-    stamp = [rows @ torch.arange(1, rows.shape[1] + 1).to(rows).sin(), call.bias, *vectors]
-    stamp = torch.cat([vector.detach() for vector in stamp if vector is not None])
-    known = _PREPARED.get(call.module)
-    if known is None or known[1].shape != call.weight.shape or not _is_equal(known[0], stamp):
-        weight, bias = call.weight, call.bias
-        if norm is not None:
-            statistics, transposed = (*vectors[:2], norm.eps, *vectors[2:]), is_transposed(call)
-            fused = fuse_conv_bn_weights(weight, bias, *statistics, transpose=transposed)
-            weight, bias = (value.detach() for value in fused)
-        layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
-        weight = weight.contiguous(memory_format=layout)
-        known = _PREPARED[call.module] = stamp, weight, bias, weight.abs()
-    call.weight, call.bias, call.magnitude = known[1:]
+    raw, norm, scale, bias = call.weight, call.norm, None, call.bias
+    matrix = isinstance(call.module, nn.Linear)
+    layout = torch.channels_last if raw.ndim == 4 else torch.contiguous_format
+    before = known.get(id(call.module))
+    if before is None or not (before[0].data_ptr() == raw.data_ptr() or torch.equal(before[0], raw)):
+        magnitude = raw if matrix else raw.clone(memory_format=layout).abs_()
+        before = known[id(call.module)] = raw, magnitude
+    weight, magnitude = before
+    if bias is not None and not matrix:
+        bias = bias.view(-1, *(1,) * (raw.ndim - 2))
+    if norm is not None:
+        scale = norm_scale(norm, call.output)[0].detach()  # broadcasts against the outputs, as the bias does
+        shift = 0.0 if norm.bias is None else norm.bias.view_as(scale)
+        bias = ((0.0 if bias is None else bias) - norm.running_mean.view_as(scale)) * scale + shift
+    bias = 0.0 if bias is None else bias.detach()
+    size = None if scale is None else scale.abs()
+    call.prepared = (weight, scale, False), (magnitude, size, matrix), bias
 
 
 def as_layer(call: Call, references: int) -> Layer:
-    """Show a call to a rule: plain activations, or differences to each of the references in the last rows.
-
-    Chapter: Polarized LRP
-    """
+    """Show a call to a rule: plain activations, or differences to each of the references in the last rows."""
     several = len(call.inputs) > 1
     inputs = torch.stack([x.detach() for x in call.inputs], 1) if several else call.inputs[0].detach()
-    outputs, bias = call.output.detach(), 0.0
+    outputs, (weight, magnitude, bias) = call.output.detach(), call.prepared
     if references:
+        bias = 0.0
         inputs, outputs = (x[None, :-references] - x[-references:, None] for x in (inputs, outputs))
     else:
         inputs, outputs = inputs[None], outputs[None]
-        if call.bias is not None:
-            bias = call.bias.detach().view((-1,) + (1,) * (call.weight.ndim - 2))
     if several:
         push, pull = _addition(len(call.inputs))
     elif call.role == "sum":
         push, pull = _weight_free(call, inputs.shape[2:])
     elif isinstance(call.module, nn.Linear):
-        push, pull = _linear
+        push, pull = _push_linear, _pull_linear
     else:
-        push, pull = _convolution(call.module, inputs.shape[3:])
-    return Layer(inputs, outputs, bias, call.weight, call.magnitude, push, pull)
+        push, pull = _convolution(call.module, inputs.shape[3:], outputs.shape[3:])
+    return Layer(inputs, outputs, bias, weight, magnitude, push, pull)
 
 
-_linear = (lambda x, weight: x @ weight.T, lambda share, weight: share @ weight)
+def _push_linear(x: torch.Tensor, parts: _Parts) -> torch.Tensor:
+    weight, scale, absolute = parts
+    pieces = [x @ piece.abs().T for piece in _pieces(weight)] if absolute else [x @ weight.T]
+    out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+    return out if scale is None else out * scale
 
 
-def _convolution(module: nn.Module, shape: Sequence[int]) -> tuple[Operator, Operator]:
-    """Return a convolution over images of a shape, or a transposed one, and what undoes it."""
-    axes, kernel, stride, dilation = len(shape), module.kernel_size, module.stride, module.dilation
+def _pull_linear(share: torch.Tensor, parts: _Parts) -> torch.Tensor:
+    weight, scale, absolute = parts
+    share = share if scale is None else share * scale
+    if not absolute:
+        return share @ weight
+    pieces = _pieces(weight)
+    shares = share.split(len(pieces[0]), -1)
+    out = shares[0] @ pieces[0].abs()
+    for one, piece in zip(shares[1:], pieces[1:], strict=True):
+        out += one @ piece.abs()
+    return out
+
+
+def _pieces(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Cut a matrix into rows that fit into the cache of a processor (1 MB)."""
+    return weight.split(max(1, 2**18 // weight.shape[1]))
+
+
+def _convolution(
+    module: nn.Module, shape: Sequence[int], target: Sequence[int]
+) -> tuple[_Operator, _Operator]:
+    """Return a convolution, or a transposed one, from images of a shape to a target, and what undoes it."""
+    axes, stride = range(len(shape)), module.stride
     # Copying modes have padded the input already, and "same" may pad unevenly: nothing is left to
     # convolution.
     explicit = module.padding_mode != "zeros" or isinstance(module.padding, str)
-    padding = (0,) * axes if explicit else module.padding
-    frame = [0] * (2 * axes)
-    if isinstance(module.padding, str) and module.padding_mode == "zeros":
-        frame = module._reversed_padding_repeated_twice  # last axis first, as nn.functional.pad takes it
-    sides = [
-        side + frame[2 * i] + frame[2 * i + 1] for side, i in zip(shape, reversed(range(axes)), strict=True)
-    ]
-    # Output padding tells a transposed convolution which of several input sizes to return.
-    extra = [(sides[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) % stride[i] for i in range(axes)]
+    padding = (0,) * len(shape) if explicit else module.padding
+    same = isinstance(module.padding, str) and module.padding_mode == "zeros"
+    frame = padding_frame(module) if same else [0] * (2 * len(shape))
+    reach = [module.dilation[i] * (module.kernel_size[i] - 1) + 1 - 2 * padding[i] for i in axes]
+    # Output padding tells a transposed convolution which of several sizes to return.
+    if module.transposed:
+        extra = [target[i] - (shape[i] - 1) * stride[i] - reach[i] for i in axes]
+    else:
+        extra = [(shape[i] + sum(frame[-2 * i - 2 :][:2]) - reach[i]) % stride[i] for i in axes]
+    none, inside = [0] * len(shape), (..., *map(slice, shape))
 
-    def apply(x: torch.Tensor, weight: torch.Tensor, back: bool, extra: Sequence[int]) -> torch.Tensor:
-        geometry = (stride, padding, dilation, back, extra, module.groups)
+    def pad(x: torch.Tensor, frame: Sequence[int]) -> torch.Tensor:
+        return nn.functional.pad(x, frame) if any(frame) else x  # torch would copy
+
+    def apply(x: torch.Tensor, weight: torch.Tensor, back: bool) -> torch.Tensor:
+        geometry = (stride, padding, module.dilation, back, extra if back else none, module.groups)
         return torch.convolution(x.flatten(0, 1), weight, None, *geometry).unflatten(0, x.shape[:2])
 
-    pad, none = nn.functional.pad, [0] * axes
-    if module.transposed:
-        inside = (..., *map(slice, shape))
-        return (
-            lambda x, weight: apply(x, weight, True, module.output_padding),
-            lambda share, weight: apply(share, weight, False, none)[inside],
-        )
-    return (
-        lambda x, weight: apply(pad(x, frame), weight, False, none),
-        lambda share, weight: pad(apply(share, weight, True, extra), [-side for side in frame]),
-    )
+    def push(x: torch.Tensor, parts: _Parts) -> torch.Tensor:
+        weight, scale, _ = parts
+        out = apply(x if module.transposed else pad(x, frame), weight, module.transposed)
+        return out if scale is None else out.mul_(scale)
+
+    def pull(share: torch.Tensor, parts: _Parts) -> torch.Tensor:
+        weight, scale, _ = parts
+        out = apply(share if scale is None else share * scale, weight, not module.transposed)
+        return out[inside] if module.transposed else pad(out, [-side for side in frame])
+
+    return push, pull
 
 
-def _addition(count: int) -> tuple[Operator, Operator]:
+def _addition(count: int) -> tuple[_Operator, _Operator]:
     """Return the sum of tensors stacked along axis 2 and its transpose."""
     return lambda x, _: x.sum(2), lambda share, _: torch.stack([share] * count, 2)
 
 
-def _weight_free(call: Call, shape: Sequence[int]) -> tuple[Operator, Operator]:
+def _weight_free(call: Call, shape: Sequence[int]) -> tuple[_Operator, _Operator]:
     """Return an average or enlargement and its transpose, which autograd knows."""
     if getattr(call.module, "mode", "") == "bicubic":
         raise ValueError(f"layer {call.name!r}: bicubic weights may be negative; use bilinear or nearest")
@@ -195,15 +207,13 @@ def _weight_free(call: Call, shape: Sequence[int]) -> tuple[Operator, Operator]:
 
 
 def norm_scale(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Return the factor by which a norm scales its input, statistics taken as constants.
-
-    Chapter: Polarized LRP
-    """
+    """Return the factor by which a norm scales its input, statistics taken as constants."""
     weight = 1.0 if module.weight is None else module.weight
     if isinstance(module, nn.LayerNorm):
         axes = tuple(range(-len(module.normalized_shape), 0))
         return weight * torch.rsqrt(x.var(axes, unbiased=False, keepdim=True) + module.eps)
-    if isinstance(module, nn.GroupNorm | nn.InstanceNorm2d):
+    batch = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    if not batch and not getattr(module, "track_running_stats", False):  # the image's own statistics
         groups = getattr(module, "num_groups", x.shape[1])
         variance = x.reshape(len(x), groups, -1).var(2, unbiased=False)
         scale = torch.rsqrt(variance + module.eps).repeat_interleave(x.shape[1] // groups, 1) * weight
@@ -212,13 +222,6 @@ def norm_scale(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return scale.view(scale.shape + (1,) * (x.ndim - 2))
 
 
-def is_transposed(call: Call) -> bool:
-    """Tell whether a call is of a transposed convolution.
-
-    Chapter: Polarized LRP
-    """
-    return getattr(call.module, "transposed", False)
-
-
-def _is_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return (one.dtype, one.device) == (other.dtype, other.device) and torch.equal(one, other)
+def padding_frame(module: nn.Module) -> Sequence[int]:
+    """Return what a convolution pads on each side, last axis first, as nn.functional.pad takes it."""
+    return module._reversed_padding_repeated_twice  # private to torch; a test holds it

@@ -1,0 +1,377 @@
+"""Send relevance backwards through any graph of known layers.
+
+Chapter 06, Polarized LRP. Inside ``with recording(model) as tape`` every known layer notes what went in and
+out; `propagate` then walks the notes backwards. Between layers, PyTorch's own gradient carries relevance
+through what only moves or copies numbers (views, padding, concatenation, max pooling). Anything else there
+raises: no sum is passed in silence.
+
+What is private to torch and relied on: names of autograd nodes (`_COPIES`), their `next_functions` and
+`variable`, `TorchDispatchMode` with the schema of an operator, equal `data_ptr` of a tensor and its view, and
+`padding_frame` of `galnb.relevance.operators`. One test holds them all.
+"""
+
+import re
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from galnb.gans.layers import evaluating
+from galnb.relevance.operators import LAYERS, Call, Role, as_layer, norm_scale, padding_frame
+from galnb.relevance.operators import prepare as prepare_weights
+from galnb.relevance.rules import Rule, divide
+
+LOW = (torch.float16, torch.bfloat16)  # too coarse for relevance: computed in float32 instead
+# Nodes of the autograd graph that only move or copy numbers: their gradient is the relevance.
+_COPIES = re.compile(
+    r"(View|UnsafeView|Alias|Clone|ToCopy|Transpose|T|Permute|Squeeze|Unsqueeze|Expand|Repeat|Slice|Select|Index|"
+    r"IndexSelect|Split|SplitWithSizes|Unbind|Cat|Stack|Flip|Roll|PixelShuffle|PixelUnshuffle|ChannelShuffle|"
+    r"ConstantPadNd|ReflectionPad[12]D|ReplicationPad[12]D|MaxPool2DWithIndices|AdaptiveMaxPool2D|"
+    r"UpsampleNearest2D)Backward\d+|torch::autograd::(AccumulateGrad|CopySlices)"
+)
+# In place into a slice, these copy; autograd calls any operation there CopySlices.
+_COPIES_IN_PLACE = ("copy_", "fill_", "zero_", "squeeze_", "unsqueeze_", "transpose_", "t_", "detach_")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Say what a tensor was copied together from: noted leaves, and whether constants are among it."""
+
+    leaves: tuple[torch.Tensor, ...]
+    mixed: bool
+
+
+@dataclass
+class Tape:
+    """Keep the calls of the last `record`, the images, the output, and weights prepared for the rules."""
+
+    calls: list[Call] = field(default_factory=list)
+    images: torch.Tensor | None = None
+    output: torch.Tensor | None = None
+    source: Source | None = None
+    prepared: dict = field(default_factory=dict)
+    inside: bool = False  # a known layer is at work
+    plain: bool = False  # the layers run as they are
+
+    def count(self) -> int:
+        """Count the calls that follow a rule of their own; at least 1."""
+        return max(1, sum(call.role == "weights" for call in self.calls))
+
+
+@contextmanager
+def settled(model: nn.Module, device: str = "cpu") -> Iterator[None]:
+    """Hold a model in eval mode, in float32 where it is coarser, without autocast; then as it was."""
+    tensors = (*model.parameters(), *model.buffers())
+    coarse = [(tensor, tensor.data) for tensor in tensors if tensor.dtype in LOW]
+    try:
+        for tensor, data in coarse:
+            tensor.data = data.float()
+        with torch.inference_mode(False), torch.autocast(device, enabled=False), evaluating(model):
+            yield
+    finally:
+        for tensor, data in coarse:
+            tensor.data = data
+
+
+@contextmanager
+def recording(model: nn.Module, device: str = "cpu") -> Iterator[Tape]:
+    """Patch the known layers of a model, `settled`, for the length of a `with` block.
+
+    Whatever happens inside, afterwards each layer has its own forward again. A layer with parameters whose
+    type `LAYERS` does not know is a ValueError.
+    """
+    layers = list(_known_layers(model, "", set()))
+    own = [(module, module.__dict__.get("forward")) for _, module, _ in layers]
+    tape = Tape()
+    try:
+        for name, module, role in layers:
+            module.forward = partial(_note, tape, name, module, role, module.forward)
+        with settled(model, device):
+            yield tape
+    finally:
+        for module, forward in own:
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.forward = forward
+
+
+def record(tape: Tape, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Run the model once with its calls noted, merge batch norms where they may be, return the output."""
+    with torch.enable_grad(), _Watch(tape):
+        _run(tape, model, images)
+    if not isinstance(tape.output, torch.Tensor):
+        kind = type(tape.output).__name__
+        raise ValueError(f"the model returns a {kind}; wrap it so that it returns one tensor")
+    if tape.output.shape[:1] != images.shape[:1]:
+        got = f"{tuple(tape.output.shape)} for {len(images)} images"
+        raise ValueError(f"the model returns shape {got}; expected one row per image")
+    if tape.output.dtype in LOW:
+        raise ValueError(f"the model casts its output to {tape.output.dtype}; expected float32: leave that out")
+    if any(getattr(call.module, "inplace", False) for call in tape.calls):
+        _check_in_place(tape, model, images)
+    known = {id(tape.images), *(id(call.output) for call in tape.calls)}
+    for call in tape.calls:
+        call.sources = [_source(x, call.name, known) for x in call.inputs]
+    tape.source = _source(tape.output, "the output", known)
+    sources = [tape.source, *(source for call in tape.calls for source in call.sources)]
+    uses = Counter(id(leaf) for source in sources for leaf in source.leaves)
+    if not uses[id(tape.images)]:
+        raise ValueError("the output does not depend on the images; does the model use no_grad or detach?")
+    makers = {call.output.data_ptr(): call for call in tape.calls if call.role == "weights"}
+    for call in tape.calls:
+        if isinstance(call.module, nn.BatchNorm1d | nn.BatchNorm2d):
+            before = makers.get(call.inputs[0].data_ptr())
+            _merge(before if before and uses[id(before.output)] == 1 else None, call)
+    for call in makers.values():
+        prepare_weights(call, tape.prepared)
+    return tape.output.detach()
+
+
+@torch.no_grad()
+def propagate(
+    tape: Tape, seed: torch.Tensor, rules: Sequence[Rule], *, references: int = 0, bias: bool = False
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Carry relevance from the recorded output back to the images; a record serves once.
+
+    seed: (S, B, ...), relevance of the output for each of S maps; with references there is one map for each
+    rules: one for each of the `tape.count()` layers with weights, images first
+    references: how many of the last rows of the record are references
+    bias: let the shifts of norms that could not be merged take their share, as biases do
+    Returns the maps (S, B, C, H, W), and for each layer, output first, what arrived there minus what left it
+    towards the images, (B, S).
+    """
+    waiting: dict[int, torch.Tensor] = {}
+    lost: dict[str, torch.Tensor] = {}
+    arrived = _scatter(tape.output, seed, tape.source, waiting)
+    if tape.source.mixed:
+        lost["(output)"] = _total(seed) - arrived
+    while tape.calls:
+        call = tape.calls.pop()
+        relevance = None if call.role == "merged" else waiting.pop(id(call.output), None)
+        if relevance is None:
+            continue
+        shares = _cross(call, relevance, rules[call.position], references, bias)
+        inputs = zip(call.inputs, shares, call.sources, strict=True)
+        arrived = sum(_scatter(x, share, source, waiting) for x, share, source in inputs)
+        if call.role != "pass" or call.sources[0].mixed:
+            lost[call.name] = lost.get(call.name, 0) + _total(relevance) - arrived
+    if id(tape.images) not in waiting:
+        raise ValueError("no relevance reaches the images; does the model use no_grad or detach?")
+    return waiting[id(tape.images)], lost
+
+
+def _known_layers(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module, Role]]:
+    if id(module) in seen:  # registered twice
+        return
+    seen.add(id(module))
+    role = next((LAYERS[kind] for kind in type(module).__mro__ if _is_plain(module, kind)), None)
+    if role is None and next(module.parameters(recurse=False), None) is not None:
+        kind = type(module).__name__
+        raise ValueError(
+            f"layer {name or 'model'!r} is a {kind}, for which no relevance rule is known. Build it from "
+            "known layers (galnb.gans.layers.Add for sums), or say how relevance crosses it: "
+            f"galnb.relevance.operators.LAYERS[{kind}] = 'pass', 'norm', 'sum' or a function"
+        )
+    if role is None:
+        for child_name, child in module.named_children():
+            yield from _known_layers(child, f"{name}.{child_name}".lstrip("."), seen)
+    elif role != "copy":
+        yield name or type(module).__name__, module, role
+
+
+def _is_plain(module: nn.Module, kind: type) -> bool:
+    """Tell whether a module computes what its known base class does (as weight and spectral norm let it)."""
+    methods = ("forward", "_conv_forward")
+    return kind in LAYERS and all(getattr(type(module), m, 0) is getattr(kind, m, 0) for m in methods)
+
+
+class _Watch(TorchDispatchMode):
+    """Refuse what changes numbers in place outside a known layer; autograd may show it as a copy."""
+
+    def __init__(self, tape: Tape):
+        super().__init__()
+        self.tape = tape
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function._schema.is_mutable and not self.tape.inside:
+            self._refuse(function._schema.name.removeprefix("aten::"), args, kwargs)
+        return function(*args, **kwargs)
+
+    def _refuse(self, name: str, args: tuple, kwargs: dict) -> None:
+        target = kwargs.get("out", args[0] if args else None)
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        leaves = (self.tape.images, *(call.output for call in self.tape.calls))
+        kept = {leaf.untyped_storage().data_ptr() for leaf in leaves}
+        owned = isinstance(target, torch.Tensor) and target.untyped_storage().data_ptr() in kept
+        hidden = owned or not torch.is_grad_enabled()  # autograd would not know
+        if (owned or any(x.requires_grad for x in given)) and (hidden or name not in _COPIES_IN_PLACE):
+            raise ValueError(
+                f"the model computes {name} in place outside a known layer, where relevance would go astray. "
+                "Make it a module (galnb.gans.layers.Add for sums, ...), or write a new tensor instead"
+            )
+
+
+def _run(tape: Tape, model: nn.Module, images: torch.Tensor) -> None:
+    """Run the model on channels-last images, which convolutions like, or where it reads `.view`, on plain ones."""
+    failure = None
+    for layout in (torch.channels_last, torch.contiguous_format)[images.ndim != 4 :]:
+        tape.calls.clear()
+        tape.images = images.detach().clone(memory_format=layout).requires_grad_()
+        try:
+            tape.output = model(tape.images.view_as(tape.images))
+            return
+        except RuntimeError as error:
+            failure = error
+    dtypes = {str(x.dtype) for x in model.parameters()} - {str(images.dtype)}
+    weights = f" (its weights are {', '.join(sorted(dtypes))})" if dtypes else ""
+    last = traceback.extract_tb(failure.__traceback__)[-1]
+    raise ValueError(
+        f"the model does not take images of shape {tuple(images.shape)} and {images.dtype}{weights}, or changes "
+        f"a tensor in place outside a layer: {failure}, at {last.line or last.name!r}"
+    ) from failure
+
+
+def _note(tape: Tape, name: str, module: nn.Module, role: Role, forward: Callable, *args, **kwargs):
+    """Run one layer apart from the graph and note the call; the graph goes on from a fresh leaf."""
+    if tape.plain:
+        return forward(*args, **kwargs)
+    inputs, forward = _bind(name, forward, args, kwargs)
+    if any(x.dtype in LOW for x in inputs):
+        raise ValueError(f"layer {name!r} is given {inputs[0].dtype}; expected float32: leave that cast out")
+    in_place, weight, bias = getattr(module, "inplace", False), None, None
+    tape.inside = True
+    try:
+        with torch.no_grad(), torch.autocast(inputs[0].device.type, enabled=False):
+            output = forward(*(x.detach().clone() if in_place else x.detach() for x in inputs))
+            if role == "weights":
+                # Read now, after the pre-forward hooks: the effective weight, also under spectral or weight
+                # norm.
+                weight, bias = module.weight.detach(), module.bias
+    finally:
+        tape.inside = False
+    if role == "weights" and getattr(module, "padding_mode", "zeros") != "zeros":
+        # copied pixels contribute like any others
+        inputs = (nn.functional.pad(inputs[0], padding_frame(module), module.padding_mode),)
+    if role == "sum" and len({x.shape for x in inputs}) > 1:
+        inputs = torch.broadcast_tensors(*inputs)
+    output = output.detach().requires_grad_()
+    before = sum(call.role == "weights" for call in tape.calls)
+    position = before if role == "weights" else max(before - 1, 0)
+    tape.calls.append(Call(name, module, role, forward, tuple(inputs), output, position, weight, bias))
+    return output.view_as(output)
+
+
+def _bind(name: str, forward: Callable, args: tuple, kwargs: dict) -> tuple[tuple, Callable]:
+    """Return the tensors of a call in the layer's own order, and the layer as a function of them alone."""
+    if not kwargs and all(isinstance(value, torch.Tensor) for value in args):
+        return args, forward
+    bound = signature(forward).bind(*args, **kwargs)
+    given = [(key, value) for key, value in bound.arguments.items() if value is not None]
+    inputs = [value for _, value in given if isinstance(value, torch.Tensor)]
+    other = {key: value for key, value in given if not isinstance(value, torch.Tensor)}
+    if not inputs or not other.keys() <= {"output_size"}:
+        raise ValueError(f"layer {name!r} is called with {other or 'nothing'}; expected tensors only")
+    return tuple(inputs), partial(forward, **other)
+
+
+def _check_in_place(tape: Tape, model: nn.Module, images: torch.Tensor) -> None:
+    """Refuse a layer that works in place where what it overwrites is used again: noted, it kept a copy."""
+    tape.plain = True
+    try:
+        with torch.no_grad():
+            wanted = model(images.detach().clone())
+    finally:
+        tape.plain = False
+    if not torch.allclose(tape.output.detach(), wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())):
+        names = sorted({call.name for call in tape.calls if getattr(call.module, "inplace", False)})
+        raise ValueError(f"of {names} one overwrites what the model uses again; build it with inplace=False")
+
+
+def _merge(before: Call | None, norm: Call) -> None:
+    """Let the layer before a batch norm take it over, where that layer feeds nothing else."""
+    if norm.module.running_mean is None:
+        raise ValueError(
+            f"layer {norm.name!r} has no running statistics: maps would depend on the whole batch"
+        )
+    if before is None or not _is_same(norm.inputs[0], before.output):
+        return
+    before.output, before.norm, norm.role = norm.output, norm.module, "merged"
+    before.name += f"+{norm.name}"
+
+
+def _cross(
+    call: Call, relevance: torch.Tensor, rule: Rule, references: int, bias: bool
+) -> tuple[torch.Tensor, ...]:
+    """Carry relevance (S, B, ...) from the output of a call to each of its inputs."""
+    if callable(call.role):
+        return call.role(call.module, call.inputs, relevance)
+    if call.role == "pass" or (call.role == "norm" and not bias):
+        return (relevance,)
+    if call.role == "norm":
+        signal = call.inputs[0] * norm_scale(call.module, call.inputs[0])
+        size, shift = signal.abs(), (call.output - signal).abs()
+        return (divide(relevance * size, size + shift, torch.zeros_like(size)),)
+    shares = rule(as_layer(call, references), relevance)
+    return shares.unbind(2) if len(call.inputs) > 1 else (shares,)
+
+
+def _source(tensor: torch.Tensor, name: str, known: set[int]) -> Source:
+    """Find the noted leaves that a tensor was copied together from, and whether constants are among it."""
+    if not tensor.requires_grad:
+        return Source((), True)
+    found, seen, waiting, mixed = [], set(), [tensor.grad_fn], False
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        kind, before = node.name(), [one for one, _ in node.next_functions]
+        if not _COPIES.fullmatch(kind):
+            raise ValueError(
+                f"before {name!r} the model computes {kind} outside a known layer, where relevance "
+                "would go astray. Make it a module: galnb.gans.layers.Add for sums, nn.AvgPool2d for means, ..."
+            )
+        if hasattr(node, "variable"):
+            mixed |= id(node.variable) not in known
+            found += [node.variable] if id(node.variable) in known else []
+        mixed |= kind.startswith(("ConstantPad", "torch::autograd::CopySlices"))
+        mixed |= None in before and kind.startswith(("Cat", "Stack"))
+        waiting += [one for one in before if one is not None]
+    return Source(tuple(found), mixed)
+
+
+def _scatter(
+    tensor: torch.Tensor, relevance: torch.Tensor, source: Source, waiting: dict[int, torch.Tensor]
+) -> torch.Tensor:
+    """Carry relevance through what lies between two layers, add it up at the leaves; return the total there."""
+    leaves = source.leaves
+    if len(leaves) == 1 and _is_same(tensor, leaves[0]):
+        shares = [relevance]
+    else:
+        missing = len(tensor) - relevance.shape[1]  # rows of references carry none
+        full = torch.cat([relevance, relevance.new_zeros(len(relevance), missing, *relevance.shape[2:])], 1)
+        rows = [torch.autograd.grad(tensor, leaves, one, retain_graph=True) for one in full if leaves]
+        shares = [torch.stack(share)[:, : relevance.shape[1]] for share in zip(*rows, strict=True)]
+    for leaf, share in zip(leaves, shares, strict=True):
+        waiting[id(leaf)] = waiting[id(leaf)] + share if id(leaf) in waiting else share
+    if not source.mixed:
+        return _total(relevance)
+    return sum(map(_total, shares), torch.zeros_like(_total(relevance)))
+
+
+def _is_same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    at, shape, stride = tensor.data_ptr(), tensor.shape, tensor.stride()
+    return (at, shape, stride) == (other.data_ptr(), other.shape, other.stride())
+
+
+def _total(relevance: torch.Tensor) -> torch.Tensor:
+    axes = tuple(range(2, relevance.ndim))  # flatten would copy what is channels-last
+    return (relevance.sum(axes) if axes else relevance).T
