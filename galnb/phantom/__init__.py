@@ -69,7 +69,7 @@ def interval(values: torch.Tensor, *, generator: torch.Generator) -> tuple[float
     return float(values.mean()), *map(float, found.confidence_interval)
 
 
-class Histograms(NamedTuple):
+class _Histograms(NamedTuple):
     """Counts (2, bins) of two regions, the edges (bins + 1,), and the two-sample test between them."""
 
     counts: torch.Tensor
@@ -80,7 +80,7 @@ class Histograms(NamedTuple):
 
 def background_histograms(
     image: torch.Tensor, boxes: tuple, *, bins: int = 32, spacing: int = 1
-) -> Histograms:
+) -> _Histograms:
     """Count the values of two boxes of one image and test whether they come from one distribution.
 
     image: (C, H, W); channels are averaged. boxes: two of (top, left, side), px.
@@ -100,10 +100,10 @@ def background_histograms(
     edges = np.histogram_bin_edges(np.concatenate([part.ravel() for part in parts]), bins)
     counts = torch.stack([torch.from_numpy(np.histogram(part, edges)[0]) for part in parts])
     test = stats.ks_2samp(*(part[::spacing, ::spacing].ravel() for part in parts))
-    return Histograms(counts, torch.from_numpy(edges), float(test.statistic), float(test.pvalue))
+    return _Histograms(counts, torch.from_numpy(edges), float(test.statistic), float(test.pvalue))
 
 
-class Probe(NamedTuple):
+class _Probe(NamedTuple):
     """Logits (B,) per fill; per pair of fills the chance that the first scores higher on another image."""
 
     scores: dict[str, torch.Tensor]
@@ -111,7 +111,7 @@ class Probe(NamedTuple):
 
 
 @torch.no_grad()
-def probe_fill(discriminator: torch.nn.Module, images: Mapping[str, torch.Tensor]) -> Probe:
+def probe_fill(discriminator: torch.nn.Module, images: Mapping[str, torch.Tensor]) -> _Probe:
     """Score the same images with nothing changed but the fill.
 
     discriminator: is held in eval mode meanwhile; gets exactly the tensors given (for a GAN: `gan.prepare`).
@@ -137,7 +137,7 @@ def probe_fill(discriminator: torch.nn.Module, images: Mapping[str, torch.Tensor
     for first, second in combinations(scores, 2):
         above = stats.mannwhitneyu(scores[first].numpy(), scores[second].numpy()).statistic
         auc[first, second] = float(above / len(scores[first]) ** 2)
-    return Probe(scores, auc)
+    return _Probe(scores, auc)
 
 
 def _signed_distance(footprint: torch.Tensor) -> torch.Tensor:

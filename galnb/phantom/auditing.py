@@ -10,6 +10,8 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from string import Template
 
 import numpy as np
 import torch
@@ -19,15 +21,13 @@ from skimage.measure import approximate_polygon, find_contours
 from galnb.images.readers import Stack, open_stack
 from galnb.phantom.traces import TRACES, measure, quiet, regions, straight_edges, to_grey
 
-BATCH = 2**20  # values measured at a time
-SERIOUS, HABIT = 0.5, 0.1  # severity from which a finding is serious; taken off where most images share it
-AREAS = ("padding", "constant")
-SHOWN, LISTED = 8, 1000  # evidence pictures and named images per kind
-ALIKE, COPY = (
-    0.97,
-    0.9999,
-)  # by hand: correlation of thumbnails worth a look; of equal images without noise
-COMMON = 0.05  # by hand: share of relevance maps with a straight line; 0.01 is what chance gives
+_BATCH = 2**20  # values measured at a time
+SERIOUS, _HABIT = 0.5, 0.1  # severity from which a finding is serious; taken off where most images share it
+_AREAS = ("padding", "constant")
+_SHOWN, _LISTED = 8, 1000  # evidence pictures and named images per kind
+_ALIKE = 0.97  # by hand: correlation of thumbnails from which two images are compared
+_COPY = 0.9999  # by hand: correlation of equal images whose sky holds no noise
+_COMMON = 0.05  # by hand: share of relevance maps with a straight line; 0.01 is what chance gives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Report:
 
     names: the images that could be read.
     severity: (B,) worst finding of each in [0, 1], 0 = clean; repeats, a fault of the set, do not count.
-    findings: the worst `LISTED` per kind, worst first; counts: kind -> all of them.
+    findings: the worst 1,000 per kind, worst first; counts: kind -> all of them.
     unreadable: files left out -> why; evidence: image -> PNG, for those that the HTML report shows.
     """
 
@@ -79,18 +79,19 @@ class Report:
 
     def to_html(self) -> str:
         """Return one page that needs no other file."""
-        lines = [HEAD, f"<p>{len(self.names)} images, {self._clean()} without a finding of their own.</p>"]
+        lines = []
         for kind in dict.fromkeys(finding.kind for finding in self.findings):  # worst first
             found = [finding for finding in self.findings if finding.kind == kind]
             fix = html.escape(TRACES[kind].fix)
             lines.append(f"<h2>{kind} ({self.counts[kind]})</h2><p><b>What to do:</b> {fix}.</p><div>")
-            shown = [finding for finding in found if finding.image in self.evidence][:SHOWN]
+            shown = [finding for finding in found if finding.image in self.evidence][:_SHOWN]
             lines += [self._figure(finding) for finding in shown] + ["</div><ul>"]
             rest = [finding for finding in found if finding not in shown][:50]
             lines += [f"<li>{self._line(finding)}</li>" for finding in rest]
             left = self.counts[kind] - len(shown) - len(rest)
-            lines.append(f"</ul><p>{left} more: to_json names up to {LISTED}.</p>" if left else "</ul>")
-        return "\n".join([*lines, "</body></html>"])
+            lines.append(f"</ul><p>{left} more: to_json names up to {_LISTED}.</p>" if left else "</ul>")
+        page = Template(Path(__file__).with_name("report.html").read_text("utf-8"))
+        return page.substitute(images=len(self.names), clean=self._clean(), findings="\n".join(lines))
 
     def _clean(self) -> int:
         return int((self.severity == 0).sum())
@@ -109,13 +110,6 @@ class Report:
             f'<image width="{width}" height="{height}" href="data:image/png;base64,{source}"/>'
             f'<polygon points="{points}"/></svg><figcaption>{line}</figcaption></figure>'
         )
-
-
-HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Audit of images</title><style>
-body{font:16px/1.5 sans-serif;max-width:70em;margin:auto;padding:1em}div{display:flex;flex-wrap:wrap;gap:1em}
-figure{width:14em;margin:0}svg{width:100%;image-rendering:pixelated}figcaption{font-size:.8em;overflow-wrap:anywhere}
-polygon{fill:none;stroke:#e69f00;stroke-width:2;vector-effect:non-scaling-stroke}</style></head><body>
-<h1>Audit of images</h1>"""
 
 
 def audit(images, *, checkpoint=None) -> Report:
@@ -141,12 +135,12 @@ def audit(images, *, checkpoint=None) -> Report:
         counts[finding.kind] += 1
         if finding.image is not None and finding.kind != "repeats":
             severity[finding.image] = max(float(severity[finding.image]), finding.severity)
-        if finding.image is not None and counts[finding.kind] <= SHOWN:
+        if finding.image is not None and counts[finding.kind] <= _SHOWN:
             picture = read(finding.image)
             evidence[finding.image] = _png(picture)
-            if finding.kind in AREAS:
+            if finding.kind in _AREAS:
                 finding = dataclasses.replace(finding, place=_polygon(picture, finding.kind == "padding"))
-        if counts[finding.kind] <= LISTED:
+        if counts[finding.kind] <= _LISTED:
             listed.append(finding)
     return Report([stack.names[i] for i in kept], severity, listed, dict(counts), unreadable, evidence)
 
@@ -162,7 +156,7 @@ def _measured(stack: Stack) -> tuple[dict[str, np.ndarray], list[int], dict[str,
         except (OSError, ValueError) as error:
             unreadable[name] = str(error)
             continue
-        if held and (held[0].shape != image.shape or len(held) * image.size >= BATCH):
+        if held and (held[0].shape != image.shape or len(held) * image.size >= _BATCH):
             parts.append(measure(np.stack(held)))
             held = []
         held.append(image)
@@ -176,8 +170,8 @@ def _measured(stack: Stack) -> tuple[dict[str, np.ndarray], list[int], dict[str,
 def _finding(kind: str, image: int | None, *values) -> Finding:
     """Say what `TRACES` says; half of an area adds to its severity, and a habit of the set is less bad."""
     trace, whole = TRACES[kind], TRACES[kind].whole if image is None else ""
-    severity = round(trace.severity - HABIT, 6) if whole else trace.severity
-    severity += float(values[0]) / 2 if kind in AREAS else 0
+    severity = round(trace.severity - _HABIT, 6) if whole else trace.severity
+    severity += float(values[0]) / 2 if kind in _AREAS else 0
     return Finding(kind, severity, image, (whole or trace.text).format(*values))
 
 
@@ -236,22 +230,22 @@ def _of_set(table: dict[str, np.ndarray], unreadable: dict[str, str]) -> Iterato
 
 
 def _repeats(table: dict[str, np.ndarray], read: Callable[[int], np.ndarray]) -> Iterator[Finding]:
-    """Pairs of like thumbnails whose pixels are alike too, at most `LISTED` of them looked at."""
+    """Pairs of like thumbnails whose pixels are alike too, at most 1,000 of them looked at."""
     known = np.flatnonzero(table["thumbnail"].any(1))
     thumbnails, pairs = torch.from_numpy(table["thumbnail"][known]).float(), {}
     for start in range(0, len(known), 256):  # 100 MB for 100,000 images
         like = thumbnails[start : start + 256] @ thumbnails.T
         like.diagonal(start).fill_(-1)
         best = like.topk(min(2, len(known) - 1))
-        for row, column in (best.values > ALIKE).nonzero().tolist():
+        for row, column in (best.values > _ALIKE).nonzero().tolist():
             pair = sorted((start + row, int(best.indices[row, column])))
             pairs[tuple(pair)] = float(best.values[row, column])
-    for a, b in sorted(pairs, key=lambda pair: (-pairs[pair], pair))[:LISTED]:
+    for a, b in sorted(pairs, key=lambda pair: (-pairs[pair], pair))[:_LISTED]:
         a, b = known[a], known[b]
         one, other = read(a), read(b)
         if one.shape == other.shape:
             match = _noise(one) @ _noise(other)
-            if match > (COPY if max(table["at_low"][[a, b]]) > 0.5 else TRACES["repeats"].limit):
+            if match > (_COPY if max(table["at_low"][[a, b]]) > 0.5 else TRACES["repeats"].limit):
                 yield _finding("repeats", int(b), a, match)
 
 
@@ -277,7 +271,7 @@ def _of_model(table: dict[str, np.ndarray], read: Callable, checkpoint) -> Itera
     images = torch.from_numpy(np.stack([read(image) for image in chosen]))
     strength, _ = straight_edges(polarized_relevance(gan.discriminator, gan.prepare(images)).positive)
     share = float((strength > TRACES["straight edges"].limit).float().mean())
-    if share > COMMON:
+    if share > _COMMON:
         yield _finding("straight edges", None, share, len(chosen))
 
 

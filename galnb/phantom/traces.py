@@ -12,13 +12,13 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
-QUIET = 0.05  # by hand: a quiet pixel differs from its neighbours by less than this part of the usual
-RUN = 9  # by hand: quiet pixels in a row along the border that count as padding even one pixel wide
-SIDE = 16  # by hand: pixels across a thumbnail
-ANGLES = 24  # directions in which straight edges are sought, over 180 degrees
+_QUIET = 0.05  # by hand: a quiet pixel differs from its neighbours by less than this part of the usual
+_RUN = 9  # by hand: quiet pixels in a row along the border that count as padding even one pixel wide
+_SIDE = 16  # by hand: pixels across a thumbnail
+_ANGLES = 24  # directions in which straight edges are sought, over 180 degrees
 
 
-class Trace(NamedTuple):
+class _Trace(NamedTuple):
     """What is known of one trace: a table of `traces.toml`, which says what each field is."""
 
     severity: float
@@ -30,7 +30,7 @@ class Trace(NamedTuple):
 
 
 _TABLES = tomllib.loads(Path(__file__).with_name("traces.toml").read_text("utf-8"))
-TRACES = {kind: Trace(**table) for kind, table in _TABLES.items()}
+TRACES = {kind: _Trace(**table) for kind, table in _TABLES.items()}
 
 
 def measure(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -73,11 +73,11 @@ def quiet(grey: np.ndarray) -> np.ndarray:
     activity = across + down
     usual = np.median(activity[:, ::2, ::2].reshape(len(grey), -1), 1)
     # The floor is above the rounding of float32 averages.
-    limit = np.maximum(QUIET * usual, 4e-6 * np.abs(grey).max((1, 2)))[:, None, None]
+    limit = np.maximum(_QUIET * usual, 4e-6 * np.abs(grey).max((1, 2)))[:, None, None]
     flat = activity <= limit
     for at in (0, -1):
         for edge, along in ((np.s_[:, at], across), (np.s_[:, :, at], down)):
-            flat[edge] |= ndimage.binary_opening(along[edge] <= limit[:, 0] / 2, np.ones((1, RUN)))
+            flat[edge] |= ndimage.binary_opening(along[edge] <= limit[:, 0] / 2, np.ones((1, _RUN)))
     return flat
 
 
@@ -116,10 +116,8 @@ def _seams(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     noise = np.median(np.abs(jump[:, ::2, ::2]).reshape(len(grey), -1), 1)[:, None]
     limit = 3 * noise[..., None]
     level = np.abs(jump.clip(-limit, limit).mean(1))  # of each line between two columns; stars count little
-    usual = np.empty_like(level)
     block = np.arange(1, level.shape[1] + 1) % 8 == 0  # the edges of JPEG blocks
-    for lines in (block, ~block):
-        usual[:, lines] = np.median(level[:, lines], 1, keepdims=True)
+    usual = np.where(block, *(np.median(level[:, lines], 1, keepdims=True) for lines in (block, ~block)))
     usual = 1.4826 * np.maximum(usual, noise / np.sqrt(2 * third))
     seam = np.divide(level, usual, out=np.zeros_like(level), where=usual > 0)
     return seam.max(1), seam.argmax(1) + 1
@@ -127,7 +125,7 @@ def _seams(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _thumbnails(grey: np.ndarray) -> np.ndarray:
     """(B, 256) float16 of unit length: box means on an asinh scale that faint sources weigh in."""
-    means = F.adaptive_avg_pool2d(torch.from_numpy(grey)[:, None], SIDE).flatten(1).numpy()
+    means = F.adaptive_avg_pool2d(torch.from_numpy(grey)[:, None], _SIDE).flatten(1).numpy()
     level, sky = np.median(means, 1, keepdims=True), np.quantile(means, 0.1, axis=1, keepdims=True)
     spread = np.median(np.abs(means - level), 1, keepdims=True)
     spread = np.maximum(spread, 0.01 * (means.max(1, keepdims=True) - sky))  # a clipped sky has no spread
@@ -157,7 +155,7 @@ def straight_edges(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     outside = ((y[:, None] ** 2 + x**2) > 0.25).float()[None, None]
     outside[..., [0, 1, -2, -1], :] = outside[..., [0, 1, -2, -1]] = 0  # there the network pads by itself
     strongest = []
-    for angle in torch.arange(ANGLES) * (torch.pi / ANGLES):
+    for angle in torch.arange(_ANGLES) * (torch.pi / _ANGLES):
         turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).view(1, 2, 2)
         grid = F.affine_grid(F.pad(turn, (0, 1)), [1, 1, *maps.shape[-2:]], align_corners=False)
         length = F.grid_sample(outside, grid, align_corners=False).sum(2)
@@ -167,7 +165,7 @@ def straight_edges(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     lines = torch.stack(strongest, 1)  # (B, angles, offsets)
     usual = lines.abs().flatten(1).quantile(0.5, 1).clamp_min(1e-12) / 0.6745
     strength, at = (lines.flatten(1) / usual[:, None]).max(1)
-    return strength, 180 - (at // lines.shape[2]) * (180 / ANGLES)
+    return strength, 180 - (at // lines.shape[2]) * (180 / _ANGLES)
 
 
 def _grid(detail: torch.Tensor, period: int = 16) -> torch.Tensor:

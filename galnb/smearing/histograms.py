@@ -26,7 +26,7 @@ EDGES = {
 }
 _BINS = [len(edges) - 1 for edges in EDGES.values()]
 _WIDTHS = torch.cat([edges.diff() for edges in EDGES.values()])
-KEPT = 4  # checkpoints that the old rule of choice keeps
+_KEPT = 4  # checkpoints that the old rule of choice keeps
 
 
 def image_counts(images: torch.Tensor) -> torch.Tensor:
@@ -119,7 +119,7 @@ def score(generated: torch.Tensor, real: torch.Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Floor:
+class _Floor:
     """Hold how far real galaxies are from real ones: median and 95 % range of the score, images each side."""
 
     median: float
@@ -130,7 +130,7 @@ class Floor:
 
 def real_floor(
     real: torch.Tensor, *, count: int | None = None, rounds: int = 400, generator: torch.Generator
-) -> Floor:
+) -> _Floor:
     """Score real galaxies against other real ones of their class: what no generator can be asked to beat.
 
     real: (B, 1, H, W) in [0, 1], one class.
@@ -151,7 +151,7 @@ def real_floor(
     ]
     scores = score_counts(*sides).mean(-1)
     low, median, high = scores.quantile(torch.tensor([0.025, 0.5, 0.975], dtype=scores.dtype)).tolist()
-    return Floor(median, low, high, count)
+    return _Floor(median, low, high, count)
 
 
 @dataclass(frozen=True)
@@ -220,10 +220,10 @@ def choose(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     new (C,): the best of each class, which draws that class alone.
     ValueError if there are fewer than four checkpoints, or a score is not finite.
     """
-    if scores.ndim != 2 or len(scores) < KEPT or not torch.isfinite(scores).all():
-        raise ValueError(f"got scores {tuple(scores.shape)}; expected finite ones (K, C) of {KEPT} "
+    if scores.ndim != 2 or len(scores) < _KEPT or not torch.isfinite(scores).all():
+        raise ValueError(f"got scores {tuple(scores.shape)}; expected finite ones (K, C) of {_KEPT} "
                          "checkpoints or more")  # fmt: skip
-    return scores.mean(1).argsort(stable=True)[:KEPT], scores.argmin(0)
+    return scores.mean(1).argsort(stable=True)[:_KEPT], scores.argmin(0)
 
 
 def draw_from(
