@@ -25,6 +25,16 @@ def one_of(name: str, value: object, known: Iterable) -> None:
         raise ValueError(f"{name} {value!r} is unknown; known are {', '.join(map(str, known))}")
 
 
+def check_floats(images: torch.Tensor, *, name: str = "images") -> None:
+    """Refuse anything but a tensor of floats, of whatever shape and range."""
+    if not isinstance(images, torch.Tensor) or not images.is_floating_point():
+        given = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
+        raise ValueError(
+            f"{name}: got {given}, expected a tensor of floats; from an ImageSet take .pixels, "
+            "from 8 bit x.float() / 255"
+        )
+
+
 def check_generator(generator: torch.Generator) -> None:
     """Refuse anything but a random generator: None would draw from the state that all of PyTorch shares."""
     if not isinstance(generator, torch.Generator):

@@ -100,7 +100,9 @@ def test_images_enter_in_the_precision_of_the_network(own, random_images):
         assert torch.equal(enter(network, given), 2 * given.to(own) - 1)
     whole = ImageSet(random_images, tuple(map(str, range(len(random_images)))), "random")
     for wrong, name in (((255 * random_images).byte(), "torch.uint8"), (whole, "ImageSet"), ([0.5], "list")):
-        with pytest.raises(ValueError, match=f"images: got {name}, expected .*pixels.*255"):
+        with pytest.raises(
+            ValueError, match=f"images: got {name}, expected a tensor of floats; .*pixels.*255"
+        ):
             enter(network, wrong)
 
 

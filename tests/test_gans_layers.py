@@ -136,6 +136,16 @@ def test_impossible_kernels_are_refused(sigma, size, message):
             make(sigma, size)
 
 
+def test_smear_takes_floats_of_any_precision_and_nothing_else(generator):
+    images = torch.rand(2, 3, 12, 10, generator=generator)
+    for kind in (torch.float64, torch.float16, torch.bfloat16):
+        found = Smear(1.0)(images.to(kind))
+        assert found.dtype == kind and torch.allclose(found.float(), Smear(1.0)(images), atol=1e-2)
+    for wrong, name in (((255 * images).byte(), "torch.uint8"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"images: got {name}, expected a tensor of floats"):
+            Smear(1.0)(wrong)
+
+
 def test_evaluating_gives_each_module_its_own_mode_back():
     model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm2d(1).eval(), nn.Identity()))
     before = [module.training for module in model.modules()]

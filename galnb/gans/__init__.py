@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import nn
 
-from galnb.checks import at_least
+from galnb.checks import at_least, check_floats
 from galnb.gans.layers import evaluating
 
 Batch = dict[str, torch.Tensor]
@@ -68,12 +68,7 @@ def to_unit(images: torch.Tensor) -> torch.Tensor:
 
 def enter(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Turn floats in [0, 1] of any precision into [-1, 1] in the network's own; ValueError for all else."""
-    if not isinstance(images, torch.Tensor) or not images.is_floating_point():
-        given = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
-        raise ValueError(
-            f"images: got {given}, expected a tensor of floats in [0, 1]; from an ImageSet take .pixels, "
-            "from 8 bit x.float() / 255"
-        )
+    check_floats(images)
     return to_signed(images.to(next(network.parameters()).dtype))
 
 

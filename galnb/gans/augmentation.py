@@ -9,7 +9,7 @@ from numbers import Real
 import torch
 from torch.nn import functional
 
-from galnb.checks import check_generator
+from galnb.checks import check_floats, check_generator
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,12 @@ def rotate_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     With V = max, C = max - min and the hue h in sixths of the circle, channel n = 5, 3, 1 (red, green, blue)
     is V - C max(0, min(k, 4 - k, 1)) with k = (n + h) mod 6 (HSV; Smith 1978, SIGGRAPH 12, 12).
     """
+    check_floats(images)
     if images.ndim != 4 or images.shape[1] != 3 or turns.shape != (len(images),):
         raise ValueError(
             f"images {tuple(images.shape)} and turns {tuple(turns.shape)}: expected (B, 3, H, W), since only "
             "RGB has a hue, and (B,)"
         )
-    if not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}; expected floats: from 8 bit use x.float() / 255")
     red, green, blue = images.unbind(1)
     value, brightest = images.max(1)
     chroma = value - images.amin(1)
@@ -71,9 +70,10 @@ def augment(images: torch.Tensor, how: Augmentation, *, generator: torch.Generat
     generator: on the CPU. The result is differentiable in images. ValueError if images are not square or no
     floats, hue is asked for and they are not RGB, or the generator is none.
     """
-    if images.ndim != 4 or images.shape[-2] != images.shape[-1] or not images.is_floating_point():
-        raise ValueError(f"images are {tuple(images.shape)}, {images.dtype}; expected floats (B, C, S, S)")
+    check_floats(images)
     check_generator(generator)
+    if images.ndim != 4 or images.shape[-2] != images.shape[-1]:
+        raise ValueError(f"images are {tuple(images.shape)}; expected squares (B, C, S, S)")
     count, side = len(images), images.shape[-1]
 
     def draw(*shape: int) -> torch.Tensor:

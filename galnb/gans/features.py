@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from galnb.checks import one_of, optional
+from galnb.checks import check_floats, one_of, optional
 from galnb.gans.layers import Add
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -38,12 +38,10 @@ class FeatureNetwork(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        tensor = isinstance(images, torch.Tensor) and images.ndim == 4
-        if not tensor or images.shape[1] not in (1, 3) or not images.is_floating_point():
-            kind = getattr(images, "dtype", type(images).__name__)
+        check_floats(images)
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(
-                f"got images of shape {tuple(getattr(images, 'shape', ()))}, {kind}; expected a tensor "
-                "(B, 1 or 3, H, W), floats in [0, 1]; from 8 bit use x.float() / 255"
+                f"got images of shape {tuple(images.shape)}; expected (B, 1 or 3, H, W) in [0, 1]"
             )
         images = images.to(self.mean.dtype).expand(-1, 3, -1, -1)
         if self.size is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from galnb.checks import at_least, one_of
+from galnb.checks import at_least, check_floats, one_of
 
 _ACTIVATIONS = {"prelu": nn.PReLU, "silu": lambda channels: nn.SiLU()}
 
@@ -132,9 +132,10 @@ class Smear(nn.Module):
         self.register_buffer("kernel", gaussian_kernel(sigma, size), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        check_floats(images)
         channels = images.shape[1]
         above = images - self.background  # what the convolution pads with zeros is then background
-        weight = self.kernel.to(above.dtype).expand(channels, 1, -1, -1)
+        weight = self.kernel.to(images.dtype).expand(channels, 1, -1, -1)
         return functional.conv2d(above, weight, padding=self.size // 2, groups=channels) + self.background
 
 
