@@ -11,7 +11,6 @@ captions and alt text are no reason.
 """
 
 import argparse
-import ast
 import dataclasses
 import hashlib
 import json
@@ -22,11 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import papermill
+
+from galnb.files import imported
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL_SECONDS = {"quick": 600, "laptop": 6 * 3600, "gpu": 48 * 3600}
@@ -105,56 +105,8 @@ def code_of(path: Path) -> list[tuple[str, list[str]]]:
 
 
 def galnb_modules(source: str, root: Path = ROOT) -> set[Path]:
-    """Return the files of `galnb` that Python source uses, directly or through one another.
-
-    A module is used where it is imported, reached as an attribute (`room.module`) or named in a text of its
-    own ("galnb.room.module"); with it come the `__init__` files of the packages above it.
-    """
-    found: set[Path] = set()
-    waiting = [(source, "")]
-    while waiting:
-        for name in _used(*waiting.pop()):
-            parts = name.split(".")
-            for place in (root.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)):
-                for file in (place / "__init__.py", place.with_name(f"{place.name}.py")):
-                    if file not in found and file.is_file():
-                        found.add(file)
-                        package = ".".join(file.parent.relative_to(root).parts)
-                        waiting.append((file.read_text(encoding="utf-8"), package))
-    return found
-
-
-def _used(source: str, package: str) -> Iterator[str]:
-    """Yield dotted names inside `galnb` in Python source, of modules or of what is in them."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:  # the run itself reports it
-        return
-    bound: dict[str, str] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                top = alias.name.partition(".")[0]
-                bound[alias.asname or top] = alias.name if alias.asname else top
-                yield from _own(alias.name)
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            for alias in node.names:
-                bound[alias.asname or alias.name] = f"{base}.{alias.name}"
-                yield from _own(f"{base}.{alias.name}")
-        elif isinstance(node, ast.Constant) and re.fullmatch(r"galnb(\.\w+)+", str(node.value)):
-            yield node.value
-    for node in ast.walk(tree):
-        chain: list[str] = []
-        while isinstance(node, ast.Attribute):
-            chain, node = [node.attr, *chain], node.value
-        if chain and isinstance(node, ast.Name) and node.id in bound:
-            yield from _own(".".join([bound[node.id], *chain]))
-
-
-def _own(name: str) -> list[str]:
-    return [name] if name.partition(".")[0] == "galnb" else []
+    """Return the files of `galnb` that Python source uses, directly or through one another."""
+    return {file for file in imported(source, root, roots=[root]) if root / "galnb" in file.parents}
 
 
 def _data(sources: str, modules: set[Path], root: Path) -> list[Path]:

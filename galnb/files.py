@@ -1,24 +1,20 @@
-"""Writing files as a whole or not at all."""
+"""Writing files as a whole or not at all; finding the Python files that code uses."""
 
+import ast
 import os
+import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write that takes its name only when the `with` block has ended without an error.
-
-    Chapter: The deblender GAN
-    """
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file as a whole: a reader sees the old content or the new, never a part; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         with open(scratch, "wb") as file:
-            yield file
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
@@ -26,10 +22,51 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         scratch.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: a reader sees the old content or the new, never a part.
+def imported(source: str, folder: Path, *, roots: Sequence[Path]) -> set[Path]:
+    """Return the Python files below `roots` that source in a folder uses.
 
-    Chapter: The deblender GAN
+    Directly or through one another; a module is used where it is imported, reached as an attribute
+    (`package.module`) or named in a text of its own ("package.module"), and the `__init__` above it with it.
     """
-    with replacing(path) as file:
-        file.write(content)
+    found: set[Path] = set()
+    waiting = [(source, folder)]
+    while waiting:
+        text, folder = waiting.pop()
+        for level, parts in _names(text):
+            for base in [folder, *folder.parents][level - 1 : level] if level else roots:
+                for depth in range(0 if level else 1, len(parts) + 1):
+                    place = base.joinpath(*parts[:depth])
+                    for file in (place / "__init__.py", place.with_name(f"{place.name}.py")):
+                        if file not in found and file.is_file():
+                            found.add(file)
+                            waiting.append((file.read_text(encoding="utf-8"), file.parent))
+    return found
+
+
+def _names(source: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield dotted names that may be modules, in parts, each with the number of dots in front."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # who runs it reports it
+        return
+    bound: dict[str, tuple[int, list[str]]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                parts = alias.name.split(".")
+                bound[alias.asname or parts[0]] = (0, parts if alias.asname else parts[:1])
+                yield 0, parts
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                parts = [*(node.module.split(".") if node.module else ()), alias.name]
+                bound[alias.asname or alias.name] = (node.level, parts)
+                yield node.level, parts
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"\w+(\.\w+)+", str(node.value)):
+            yield 0, str(node.value).split(".")
+    for node in ast.walk(tree):
+        chain: list[str] = []
+        while isinstance(node, ast.Attribute):
+            chain, node = [node.attr, *chain], node.value
+        if chain and isinstance(node, ast.Name) and node.id in bound:
+            level, parts = bound[node.id]
+            yield level, [*parts, *chain]

@@ -1,7 +1,4 @@
-"""One task at every point of a grid, on local processes or a cluster; what is finished is not run again.
-
-Chapter 12, Systematics.
-"""
+"""Chapter 12, Systematics: one task at every point of a grid; what is finished is not run again."""
 
 import contextlib
 import hashlib
@@ -19,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
-from modulefinder import ModuleFinder
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,7 +24,7 @@ from tqdm.auto import tqdm
 
 from galnb import __version__
 from galnb.checks import at_least, optional
-from galnb.files import write_atomically
+from galnb.files import imported, write_atomically
 
 _STARTS = 3  # of a notebook's kernel
 _Point = dict[str, Any]
@@ -55,14 +51,12 @@ def sweep(
     grid: name -> values (numbers, text, booleans, None), all combinations of which are the points, the last
         name running fastest; or the points themselves.
     folder: takes one JSON file per point; on a cluster, a folder that all workers see.
-    executor: what runs the points, such as `dask_executor`'s; it stays open. Default: local processes.
-    workers: number of these. attempts: after so many deaths of its process a point counts as failed.
-    Returns, in the order of the points, their parameters and results.
-    ValueError, FileNotFoundError: task or points make no sense; nothing has run. RuntimeError: it names the
-    points that failed (error, exit, death); all others are kept, and a later call repeats only these.
+    executor: what runs the points, such as `dask_executor`'s; it stays open. Default: `workers` local
+        processes; after as many deaths of its process as `attempts` a point has failed.
+    Returns, in the order of the points, their parameters and results. A RuntimeError names the points that
+    failed (error, exit, death); all others are kept, and a later call repeats only these.
     A file is named by a hash of the point and of the code that can change its result: the task's module, what
-    that imports (installed packages apart), and galnb; after a change there the point runs again. The worker
-    writes it as a whole as soon as the point ends.
+    that imports (installed packages apart), and galnb. The worker writes it whole, as soon as the point ends.
     """
     at_least(1, workers=workers, attempts=attempts)
     points = _expand(grid) if isinstance(grid, Mapping) else [dict(point) for point in grid]
@@ -73,15 +67,13 @@ def sweep(
     paths = [folder / f"{name}-{key[:16]}.json" for key in keys]
     folder.mkdir(parents=True, exist_ok=True)
     calls = {p: (run, point, p) for p, point in zip(paths, points, strict=True) if not p.exists()}
+    ended = _on_executor(executor, calls) if executor else _on_processes(calls, workers, attempts)
     failed: list[str] = []
-    with tqdm(total=len(points), initial=len(points) - len(calls), unit="point", disable=not progress) as bar:
-        ended = _on_executor(executor, calls) if executor else _on_processes(calls, workers, attempts)
-        for path, outcome in ended:
-            if "error" in outcome and not path.exists():
-                failed.append(f"  {json.dumps(calls[path][1])}: {outcome['error']}")
-            elif not path.exists():  # the workers of some clusters write to disks of their own
-                _save(path, outcome)
-            bar.update()
+    for path, outcome in tqdm(ended, total=len(calls), unit="point", disable=not progress):
+        if "error" in outcome and not path.exists():
+            failed.append(f"  {json.dumps(calls[path][1])}: {outcome['error']}")
+        elif not path.exists():  # the workers of some clusters write to disks of their own
+            _save(path, outcome)
     if failed:
         text = f"{len(failed)} of {len(points)} points failed, the other {len(points) - len(failed)} are kept"
         more = f"\n  ... and {len(failed) - 5} more" if len(failed) > 5 else ""
@@ -100,10 +92,8 @@ def dask_executor(scheduler: Any, *, timeout: float = 10.0) -> Iterator[futures.
     try:
         client = distributed.Client(scheduler, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise ConnectionError(
-            f"no Dask scheduler answers at {scheduler} within {timeout:g} s; start one with 'dask scheduler' "
-            "and give the address that it prints"
-        ) from error
+        said = f"no Dask scheduler answers at {scheduler} within {timeout:g} s"
+        raise ConnectionError(said + "; start 'dask scheduler' and give the address it prints") from error
     with client:
         yield client.get_executor()
 
@@ -130,17 +120,15 @@ class _Notebook:
         written = sorted(folder.rglob("results.json"))
         if len(written) != 1:
             raise ValueError(f"{copy.name} wrote {len(written)} results.json below out_dir; expected one")
-        results = json.loads(written[0].read_text(encoding="utf-8"))
-        kept = {name: value for name, value in results.items() if name not in ("run", "exercises")}
-        return {**kept, "executed": f"{folder.name}/{copy.name}"}
+        kept = json.loads(written[0].read_text(encoding="utf-8")) | {"executed": f"{folder.name}/{copy.name}"}
+        return {name: value for name, value in kept.items() if name not in ("run", "exercises")}
 
     def check(self, points: Sequence[_Point]) -> None:
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no notebook {self.path}")
         papermill = optional("papermill", extra="book", purpose="a notebook as the task")
         known = list(papermill.inspect_notebook(str(self.path)))
-        asked = {name for point in points for name in point}
-        unknown = sorted(name for name in asked if name not in known or name == "out_dir")
+        unknown = sorted({name for point in points for name in point} - (set(known) - {"out_dir"}))
         if unknown or "out_dir" not in known:
             wrong = f"no parameter {', '.join(unknown)} to vary" if unknown else "not the parameter out_dir"
             raise ValueError(f"{self.path.name} has {wrong}; its cell 'parameters' has: {', '.join(known)}")
@@ -180,28 +168,38 @@ def _resolve(task: _Task | str | Path, points: Sequence[_Point], *, spawned: boo
 
 def _name_and_code(run: _Task) -> tuple[str, str]:
     """Return the task's name and a hash of all code that can change its results."""
-    stdlib, package = sysconfig.get_path("stdlib"), Path(__file__).parent
-    own = [p for p in sys.path if not p.startswith(stdlib) and not re.search("(site|dist)-packages", p)]
-    finder = ModuleFinder([os.path.abspath(place) for place in own], excludes=["galnb"])
     if isinstance(run, _Notebook):
         cells = json.loads(run.path.read_text(encoding="utf-8"))["cells"]
-        name, source = run.path.stem, ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-        with contextlib.suppress(SyntaxError):  # the run itself reports it
-            plain = re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", "\n".join(source))
-            finder.scan_code(compile(plain, name, "exec"), finder.add_module("__main__"))
+        own = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        name, file, text = run.path.stem, run.path, re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", "\n".join(own))
     else:
-        name, source = run.__name__.strip("<>"), f"{run.__module__}.{run.__qualname__}"
-        with contextlib.suppress(OSError, TypeError):  # compiled from text
-            source = source, inspect.getsource(run)
-        try:
-            finder.import_hook("" if run.__module__ == "__main__" else run.__module__)
-        except (ImportError, ValueError):  # a script, or a module that is installed or was loaded by its path
-            if file := _file(run):
-                finder.run_script(file)
-    files = {Path(module.__file__) for module in finder.modules.values() if module.__file__}
-    files |= {*package.rglob("*.py"), *package.rglob("*.toml"), package / "weights" / "index.json"}
+        name, own, file = (
+            run.__name__.strip("<>"),
+            [run.__qualname__, *_around(run)],
+            Path(_file(run) or "typed_in"),
+        )
+        text = file.read_text(encoding="utf-8") if _file(run) else "\n".join(own)
+    stdlib, package = sysconfig.get_path("stdlib"), Path(__file__).parent
+    roots = [p for p in sys.path if not p.startswith(stdlib) and not re.search("(site|dist)-packages", p)]
+    found = imported(text, file.resolve().parent, roots=[Path(place).resolve() for place in roots])
+    files = {*found, *package.rglob("*.py"), *package.rglob("*.toml"), package / "weights" / "index.json"}
     parts = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file())
-    return name, hashlib.sha256(json.dumps([__version__, name, source, parts]).encode()).hexdigest()
+    return name, hashlib.sha256(json.dumps([__version__, name, own, text, parts]).encode()).hexdigest()
+
+
+def _around(task: _Task) -> list[str]:
+    """Return sources and values that the file of a function does not tell: closures; without a file, all."""
+    functions, found = [task], []
+    for one in functions:  # which grows
+        with contextlib.suppress(OSError, TypeError):  # compiled from text
+            found.append(inspect.getsource(one))
+        scope = inspect.getclosurevars(one)
+        for name, value in (scope.nonlocals | ({} if _file(task) else scope.globals)).items():
+            if inspect.isfunction(value) and value.__module__ == task.__module__:
+                functions += [value] if value not in functions else []
+            elif isinstance(value, bool | int | float | str | list | tuple | dict | None):
+                found.append(f"{name} = {value!r}")
+    return found
 
 
 def _file(task: _Task) -> str | None:
@@ -294,7 +292,6 @@ def _row(path: Path) -> _Point:
 
 def _text(name: str, value: Any) -> str:
     """Return a value as JSON, in which 1, 1.0 and True differ."""
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if not (isinstance(value, bool | int | float | str | None) and finite):
-        raise ValueError(f"{name} is {value!r}; expected a finite number, a text, True, False or None")
-    return json.dumps(value)
+    if isinstance(value, bool | int | str | None) or (isinstance(value, float) and math.isfinite(value)):
+        return json.dumps(value)
+    raise ValueError(f"{name} is {value!r}; expected a finite number, a text, True, False or None")
