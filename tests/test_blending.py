@@ -11,7 +11,8 @@ from skimage.transform import AffineTransform, warp
 from torch import nn
 
 from galnb import blending
-from galnb.blending import Blends, Perturbation, fixed_shift_blends, make_blends, segment
+from galnb.blending import BLEND_RULES, Blends, Perturbation, fixed_shift_blends, make_blends, segment
+from galnb.images import ImageSet
 
 STILL = Perturbation(flip=False, rotate=False, scale=(1, 1), shift=(0, 0))
 # Coordinates are float32: an error of 3e-5 px at 424 px, times a largest slope of 1 per px.
@@ -110,6 +111,25 @@ def test_a_sum_adds_light_above_the_sky_of_the_first():
         np.testing.assert_allclose(blended, np.clip(first + sum(others) - 2 * sky, 0, 1), atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("rule", BLEND_RULES)
+@pytest.mark.parametrize("fill", blending.FILLS)
+def test_every_float_is_blended_in_float32(dtype, rule, fill):
+    given = torch.rand(3, 3, 64, 64, generator=seeded()).to(dtype)
+    options = {"rule": rule, "perturbation": Perturbation(fill=fill), "crop": 48, "size": 16}
+    made = [make_blends(images, generator=seeded(1), **options) for images in (given, given.float())]
+    made += [fixed_shift_blends(images, shift=9, generator=seeded(1)) for images in (given, given.float())]
+    for one, other in (made[:2], made[2:]):
+        assert one.blended.dtype == one.galaxies.dtype == torch.float32
+        assert torch.equal(one.blended, other.blended) and torch.equal(one.galaxies, other.galaxies)
+    halves = Blends(
+        **{**vars(made[0]), "blended": made[0].blended.half(), "galaxies": made[0].galaxies.half()}
+    )
+    found = BLEND_RULES[rule](halves.galaxies)
+    torch.testing.assert_close(found.float(), made[0].blended, atol=2e-3, rtol=0)
+    assert segment(halves, noise=0.0, generator=seeded()).isfinite().all()
+
+
 def test_no_image_meets_itself_and_none_comes_twice():
     levels = torch.arange(1, 7) / 10
     images = levels[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
@@ -205,15 +225,16 @@ IMAGES = torch.rand(3, 3, 16, 16, generator=seeded())
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rule": "mean"}, r"rule is 'mean'; expected one of \['max', 'sum'\]"),
-        ({"count": 1}, "count is 1; expected at least 2"),
+        ({"rule": "mean"}, "rule 'mean' is unknown; known are max, sum"),
+        ({"count": 1}, "count=1: expected a whole number of at least 2"),
+        ({"count": 2.5}, "count=2.5: expected a whole number"),
         ({"count": 4}, "got 3 images for blends of 4 galaxies; expected at least 4"),
         ({"count": 4, "partners": IMAGES[:2]}, "got 2 images for blends of 4 galaxies; expected at least 3"),
-        ({"crop": 0}, "crop is 0"),
-        ({"crop": -8}, "crop is -8"),
-        ({"size": 0}, "size 0; expected positive"),
-        ({"size": -2}, "size -2; expected positive"),
-        ({"size": 5}, "crop is 16, size 5; expected positive sizes, crop a multiple of size"),
+        ({"crop": 0}, "crop=0: expected a whole number of at least 1"),
+        ({"crop": -8}, "crop=-8"),
+        ({"size": 0}, "size=0"),
+        ({"size": -2}, "size=-2"),
+        ({"size": 5}, "crop is 16, size 5; expected crop to be a multiple of size"),
         ({"crop": 18}, "crop is 18; 16 x 16 px need an even margin"),
         ({"crop": 15}, "crop is 15; 16 x 16 px need an even margin"),
         ({"partners": IMAGES[:, :1]}, "partners: got 1 channels, expected 3"),
@@ -223,6 +244,13 @@ IMAGES = torch.rand(3, 3, 16, 16, generator=seeded())
         ({"images": IMAGES - 0.5}, "images"),
         ({"images": IMAGES[0]}, r"images.*\(batch, channel, height, width\)"),
         ({"images": IMAGES / 0}, "images.*NaN"),
+        ({"images": IMAGES.numpy()}, "images: got a ndarray.*torch.from_numpy"),
+        ({"images": list(IMAGES)}, "images: got a list.*torch.stack"),
+        ({"images": ImageSet(IMAGES, tuple("abc"), "noise")}, r"images: got a ImageSet.*give its \.pixels"),
+        ({"images": IMAGES.movedim(1, -1)}, r"channels seem to stand last: use x\.permute"),
+        ({"partners": IMAGES.movedim(1, -1)}, "partners: got .*channels seem to stand last"),
+        ({"generator": 0}, r"generator is 0; expected a torch\.Generator"),
+        ({"generator": None}, "generator is None"),
     ],
 )
 def test_make_blends_says_what_is_wrong(changes, message):
@@ -233,7 +261,7 @@ def test_make_blends_says_what_is_wrong(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fill": "ones"}, r"fill is 'ones'; expected one of \['noise', 'reflect', 'zeros'\]"),
+        ({"fill": "ones"}, "fill 'ones' is unknown; known are zeros, reflect, noise"),
         ({"scale": (0, 1)}, "scale"),
         ({"scale": (2, 1)}, "scale"),
         ({"scale": (1, math.nan)}, "scale"),
@@ -260,12 +288,21 @@ def test_blends_check_their_shapes():
 
 
 def test_fixed_shift_and_segment_refuse_bad_numbers():
-    for shift in (-1, 16):
-        with pytest.raises(ValueError, match=f"shift is {shift}; expected 0 <= shift < 16"):
+    for shift, message in (
+        (-1, "shift=-1: expected a whole number"),
+        (16, "shift is 16; expected 0 <= shift < 16"),
+    ):
+        with pytest.raises(ValueError, match=message):
             fixed_shift_blends(IMAGES, shift=shift, generator=seeded())
+    for act in (
+        partial(fixed_shift_blends, IMAGES),
+        partial(segment, make_blends(IMAGES, generator=seeded()), noise=0.1),
+    ):
+        with pytest.raises(ValueError, match=r"generator is 0; expected a torch\.Generator"):
+            act(generator=0)
     with pytest.raises(ValueError, match="got 1 images for blends of 2"):
         fixed_shift_blends(IMAGES[:1], shift=3, generator=seeded())
     blends = fixed_shift_blends(IMAGES, shift=3, generator=seeded())
     for noise in (-0.1, math.nan):
-        with pytest.raises(ValueError, match="noise is"):
+        with pytest.raises(ValueError, match="noise="):
             segment(blends, noise=noise, generator=seeded())

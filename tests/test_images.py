@@ -1,196 +1,203 @@
-import csv
-import io
+"""The convention at every door, the deep field, and the skies."""
+
 import json
-import sys
-import zipfile
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from skimage import data
 
 from galnb import images
+from galnb.images import ImageSet, area_average, check_images, hubble_deep_field, sky_level, turned
+from galnb.images.sky import border_noise, border_patches, ring_level
 
-needs_radio = pytest.mark.skipif(
-    find_spec("firstgalaxydata") is None,
-    reason='firstgalaxydata is not installed: pip install "galnb[radio]"',
-)
-
-
-def jpeg(size=(48, 48), mode="RGB", kind="JPEG", seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(file, kind)
-    return file.getvalue()
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
-@pytest.fixture
-def folder(tmp_path):
-    for number in range(3):
-        (tmp_path / f"10{number}.jpg").write_bytes(jpeg(seed=number))
-    return tmp_path
-
-
-def test_galaxy_zoo_is_the_mean_over_blocks_of_the_centre(folder):
-    read = images.galaxy_zoo(folder, size=8, crop=24)
-    assert read.names == ("100", "101", "102")
-    decoded = np.asarray(Image.open(folder / "101.jpg"), dtype=np.float64)[12:36, 12:36] / 255
-    oracle = decoded.reshape(8, 3, 8, 3, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
-    np.testing.assert_allclose(read.pixels[1], oracle, atol=1e-6)  # float32 sums
-    assert read.record == {"found": 3, "returned": 3, "crop": 24, "size": 8, "split": None, "converted": {}}
-
-
-def test_galaxy_zoo_reads_full_frames_unchanged(folder):
-    read = images.galaxy_zoo(folder, size=48, crop=48, limit=1)
-    oracle = np.asarray(Image.open(folder / "100.jpg")).transpose(2, 0, 1)
-    assert torch.equal((read.pixels[0] * 255).round().byte(), torch.from_numpy(oracle.copy()))
-    assert (read.record["found"], read.record["returned"]) == (3, 1)
-
-
-def test_galaxy_zoo_reads_the_same_from_a_zip(folder):
-    with zipfile.ZipFile(folder / "all.zip", "w") as archive:
-        for path in sorted(folder.glob("*.jpg")):
-            archive.write(path, f"images_gz2/images/{path.name}")
-            archive.writestr(f"__MACOSX/images_gz2/._{path.name}", b"companion of macOS")
-    zipped = images.galaxy_zoo(folder / "all.zip", size=8, crop=24)
-    (folder / "all.zip").unlink()
-    assert torch.equal(zipped.pixels, images.galaxy_zoo(folder, size=8, crop=24).pixels)
-    assert zipped.names == ("100", "101", "102")
-
-
-def test_galaxy_zoo_takes_labels_that_lie_beside(folder):
-    assert images.galaxy_zoo(folder, size=8, crop=24).labels is None
-    table = "galaxy_id,group\n100,spiral\n101,non_spiral\n102,spiral\n"
-    (folder / "labels.csv").write_text(table)
-    assert images.galaxy_zoo(folder, size=8, crop=24).labels == ("spiral", "non_spiral", "spiral")
-
-
-@pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")])
-def test_other_modes_become_rgb_and_are_recorded(tmp_path, mode, kind):
-    (tmp_path / f"1.{kind.lower()}").write_bytes(jpeg(mode=mode, kind=kind))
-    read = images.galaxy_zoo(tmp_path, size=24, crop=48)
-    assert read.pixels.shape == (1, 3, 24, 24)
-    assert read.record["converted"] == {mode: 1}
-
-
-def test_galaxy_zoo_split_holds_out_the_last_300_names(tmp_path):
-    data = jpeg((4, 4))
-    for number in range(305):
-        (tmp_path / f"{number:03d}.jpg").write_bytes(data)
-    train, test = (images.galaxy_zoo(tmp_path, size=2, crop=4, split=split) for split in ("train", "test"))
-    assert train.names == ("000", "001", "002", "003", "004")
-    assert (len(test), test.names[0], test.names[-1]) == (300, "005", "304")
-    with pytest.raises(ValueError, match="split='valid': expected None, 'train' or 'test'"):
-        images.galaxy_zoo(tmp_path, split="valid")
+def test_check_images_lets_the_convention_pass(random_images):
+    assert check_images(random_images) is random_images  # no copy
+    check_images(torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1) * (1 + 1e-6))  # one float32 rounding beyond 1
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("change", "message"),
     [
-        (b"a text that is named .jpg", r"bad\.jpg: not an image"),
-        (b"", r"bad\.jpg: not an image"),
-        (jpeg()[:900], r"bad\.jpg: damaged image \(.*truncated"),
-        (jpeg((30, 20)), r"bad\.jpg: got 30 x 20 pixels, expected at least 24 x 24"),
+        (lambda x: x.numpy(), "a ndarray, expected a torch.Tensor; use torch.from_numpy"),
+        (lambda x: x.permute(0, 2, 3, 1).numpy(), r"last: use torch.from_numpy\(...\).permute\(0, 3, 1, 2\)"),
+        (lambda x: x.permute(0, 2, 3, 1), r"\(4, 16, 16, 3\).*last: use x.permute\(0, 3, 1, 2\)"),
+        (lambda x: list(x), r"a list.*torch.stack"),
+        (lambda x: ImageSet(x, tuple("abcd"), "noise"), "a ImageSet.*give its .pixels"),
+        (lambda x: None, "a NoneType"),
+        (lambda x: (x * 255).to(torch.uint8), r"uint8, expected floats in \[0, 1\].*/ 255"),
+        (lambda x: x * 255, r"to 2[0-9]+.*expected \[0, 1\].*divide by 255"),
+        (lambda x: x * 2 - 1, r"from -0.9.*\(x \+ 1\) / 2"),
+        (lambda x: x[0], r"\(3, 16, 16\), expected \(batch, channel, height, width\)"),
+        (lambda x: x[:0], r"\(0, 3, 16, 16\), expected"),
+        (lambda x: x.masked_fill(x > 0.99, float("nan")), "NaN or infinite"),
+        (lambda x: x.masked_fill(x > 0.99, float("inf")), "NaN or infinite"),
     ],
 )
-def test_galaxy_zoo_names_the_bad_file(folder, data, message):
-    (folder / "bad.jpg").write_bytes(data)
-    with pytest.raises(ValueError, match=message):
-        images.galaxy_zoo(folder, size=8, crop=24)
+def test_check_images_says_what_is_wrong(random_images, change, message):
+    with pytest.raises(ValueError, match="^blended: got .*" + message):
+        check_images(change(random_images), name="blended")
 
 
-def test_galaxy_zoo_names_the_bad_place(folder, tmp_path_factory):
-    with pytest.raises(FileNotFoundError, match="no such folder or zip"):
-        images.galaxy_zoo(folder / "missing")
-    with pytest.raises(FileNotFoundError, match=r"holds no \.jpg"):
-        images.galaxy_zoo(tmp_path_factory.mktemp("empty"))
-    with pytest.raises(ValueError, match="not a zip archive"):
-        images.galaxy_zoo(folder / "100.jpg")
-    with pytest.raises(ValueError, match="got 3 images, expected over 300"):
-        images.galaxy_zoo(folder, split="test")
-    with pytest.raises(ValueError, match="size=25 is larger than crop=24"):
-        images.galaxy_zoo(folder, size=25, crop=24)
-    for values in ({"size": 0}, {"crop": -3}, {"limit": 0}):
-        with pytest.raises(ValueError, match="expected a whole number of at least 1"):
-            images.galaxy_zoo(folder, **values)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_float_becomes_float32(random_images, dtype):
+    given = random_images.to(dtype)
+    found = check_images(given)
+    assert found.dtype == torch.float32 and torch.equal(found, given.float())
+    held = ImageSet(given, tuple("abcd"), "noise").pixels
+    assert held.dtype == torch.float32 and torch.equal(held, found)
 
 
-def test_galaxy_zoo_on_real_images(galaxy_zoo_folder):
-    read = images.galaxy_zoo(galaxy_zoo_folder, limit=40, split="test")
-    assert read.pixels.shape == (40, 3, 80, 80)
-    assert read.record["found"] == 300
-    assert set(read.labels) == {"spiral", "non_spiral"}
-    # The images' own description: one galaxy in the centre, border level about 3/255.
-    centre, border = read.pixels[:, :, 30:50, 30:50].mean(), read.pixels[:, :, 0].median()
-    assert centre > 5 * border
-    assert 1 / 255 < border < 6 / 255
+def test_image_set_holds_one_name_per_image(random_images):
+    held = ImageSet(random_images, ("a", "b", "c", "d"), "noise")
+    assert len(held) == 4
+    assert held.labels is None
+    with pytest.raises(ValueError, match="3 names for 4 images"):
+        ImageSet(random_images, ("a", "b", "c"), "noise")
+    with pytest.raises(ValueError, match="1 labels for 4 images"):
+        ImageSet(random_images, ("a", "b", "c", "d"), "noise", ("spiral",))
+    with pytest.raises(ValueError, match=r"pixels: got dtype torch\.int64"):
+        ImageSet(random_images.long(), ("a", "b", "c", "d"), "noise")
+    frames = (255 * random_images).byte()
+    assert ImageSet(frames, ("a", "b", "c", "d"), "noise").pixels is frames
+    with pytest.raises(ValueError, match=r"pixels: got shape \(3, 16, 16\)"):
+        ImageSet(frames[0], ("a",), "noise")
 
 
-@needs_radio
-def test_first_radio_counts_its_classes():
-    read = images.first_radio(split="train")
-    # Witness: the table in the README of the Radio Galaxy Dataset.
-    assert read.record["classes"] == {"FRI": 395, "FRII": 824, "Compact": 291, "Bent": 248}
-    assert read.pixels.shape == (1758, 1, 128, 128)
-    assert len(set(read.names)) == 1758
-    assert set(images.first_radio(split="valid", limit=40).labels) == set(images.RADIO_CLASSES)
+@pytest.mark.parametrize(("side", "size"), [(12, 4), (7, 3), (10, 9), (5, 1), (6, 6)])
+def test_area_average_equals_repeat_and_mean(generator, side, size):
+    image = torch.rand(2, side, side, generator=generator)
+    # Oracle: each pixel repeated `size` times a side, then plain means over `side` x `side` blocks.
+    fine = image.numpy().repeat(size, axis=1).repeat(size, axis=2)
+    oracle = fine.reshape(2, size, side, size, side).mean(axis=(2, 4))
+    np.testing.assert_allclose(area_average(image, size), oracle, atol=1e-6)  # float32 sums
 
 
-@needs_radio
-def test_first_radio_equals_images_that_were_extracted_apart(first_radio_folder):
-    with open(first_radio_folder / "index.csv", newline="") as table:
-        rows = {row["file"].split("/")[1]: row for row in csv.DictReader(table) if row["split"] == "valid"}
-    read = images.first_radio(split="valid", size=300)
-    assert {name + ".png" for name in read.names} == set(rows)
-    for index in (0, 57, 199):
-        row = rows[read.names[index] + ".png"]
-        assert read.labels[index] == row["class"]
-        oracle = np.asarray(Image.open(first_radio_folder / row["file"]))
-        assert np.array_equal((read.pixels[index, 0] * 255).round().byte(), oracle)
+def test_area_average_only_shrinks_squares(random_images):
+    for wrong, size in ((random_images, 17), (random_images, 0), (random_images[..., :8], 4)):
+        with pytest.raises(ValueError, match="averaging only shrinks"):
+            area_average(wrong, size)
+    with pytest.raises(ValueError, match=r"torch\.uint8.*expected floats"):
+        area_average((255 * random_images).byte(), 4)
 
 
-@needs_radio
-def test_first_radio_does_not_import_the_package():
-    images.first_radio(split="valid", limit=1)
-    assert "firstgalaxydata" not in sys.modules
-
-
-@needs_radio
-def test_first_radio_refuses(monkeypatch):
-    with pytest.raises(ValueError, match="split='tests': expected"):
-        images.first_radio(split="tests")
-    with pytest.raises(ValueError, match=r"got 300 x 300 pixels, expected at least 301 x 301"):
-        images.first_radio(split="valid", size=301)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "galnb\[radio\]"'):
-        images.first_radio()
-
-
-def test_galaxy10_reads_images_and_classes(tmp_path):
-    h5py = pytest.importorskip("h5py")
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 3), dtype=np.uint8)
-    with h5py.File(tmp_path / "Galaxy10.h5", "w") as file:
-        file["images"], file["ans"] = pixels, np.array([3, 1, 4, 1, 5], dtype=np.uint8)
-    read = images.galaxy10(tmp_path / "Galaxy10.h5", size=3, limit=4)
-    assert read.labels == ("3", "1", "4", "1")
-    oracle = pixels[:4].reshape(4, 3, 2, 3, 2, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2) / 255
-    np.testing.assert_allclose(read.pixels, oracle, atol=1e-6)  # float32 sums
-    with pytest.raises(ValueError, match="have only 6 pixels a side"):
-        images.galaxy10(tmp_path / "Galaxy10.h5", size=7)
-    with pytest.raises(FileNotFoundError, match=r'fetch.fetch\("galaxy10_sdss"\)'):
-        images.galaxy10(tmp_path / "missing.h5")
-    (tmp_path / "text.h5").write_text("no HDF5")
-    with pytest.raises(ValueError, match="not a Galaxy10 file"):
-        images.galaxy10(tmp_path / "text.h5")
+def test_turned_is_a_group_of_eight():
+    corner = torch.arange(9.0).view(1, 3, 3)
+    assert len({tuple(turned(corner, turn).flatten().tolist()) for turn in range(8)}) == 8
+    assert torch.equal(turned(turned(corner, 1), 3), corner) and torch.equal(turned(corner, 0), corner)
 
 
 def test_sources_are_the_public_readers():
-    assert set(images.SOURCES) <= set(images.__all__)
+    assert set(images.SOURCES) == {
+        "hubble_deep_field",
+        "galaxy_zoo",
+        "first_radio",
+        "galaxy10",
+        "fits_cutouts",
+    }
     assert all(images.SOURCES[name] is getattr(images, name) for name in images.SOURCES)
 
 
-@needs_radio
-def test_records_are_plain_json(folder):
-    json.dumps(images.galaxy_zoo(folder, size=8, crop=24).record)
-    json.dumps(images.first_radio(split="valid", limit=2).record)
+@pytest.fixture(scope="module")
+def stamps():
+    return hubble_deep_field()
+
+
+def positions(found):
+    return np.array([[int(part) for part in name.split("_")[1:]] for name in found.names])
+
+
+def test_record_accounts_for_every_source(stamps):
+    record = stamps.record
+    assert record["found"] == sum(record["dropped"].values()) + record["remain"]
+    assert record["remain"] == record["returned"] == len(stamps) >= 80
+    json.dumps(record)
+
+
+def test_stars_are_dropped_and_galaxies_stay():
+    kept = positions(hubble_deep_field(isolated=False))
+    nearest = lambda x, y: np.hypot(*(kept - (x, y)).T).min()  # noqa: E731
+    # Read off the picture by eye: the two stars with diffraction crosses, three bright galaxies.
+    assert min(nearest(753, 578), nearest(254, 166)) > 8
+    assert max(nearest(123, 401), nearest(727, 474), nearest(818, 166)) < 3
+
+
+def test_stamps_are_the_fields_own_pixels_about_a_galaxy():
+    found = hubble_deep_field(size=40, crop=40, limit=5)
+    field = data.hubble_deep_field()
+    for image, (x, y) in zip(found.pixels, positions(found), strict=True):
+        cut = field[y - 20 : y + 20, x - 20 : x + 20].transpose(2, 0, 1)
+        assert torch.equal((image * 255).round().byte(), torch.from_numpy(cut.copy()))
+        assert image[:, 15:25, 15:25].mean() > 1.5 * image.mean()
+
+
+def test_scale_and_limit(stamps):
+    assert stamps.pixels.shape[1:] == (3, 80, 80)
+    few = hubble_deep_field(limit=3)
+    assert few.names == stamps.names[:3]
+    assert few.record["remain"] == stamps.record["remain"]
+    small = hubble_deep_field(size=20, limit=3)
+    torch.testing.assert_close(small.pixels.mean(), few.pixels.mean(), atol=2e-3, rtol=0)  # bicubic edges
+
+
+def test_isolated_leaves_out_crowded_stamps(stamps):
+    everything = hubble_deep_field(isolated=False)
+    assert set(stamps.names) < set(everything.names)
+    assert len(everything) - len(stamps) == stamps.record["dropped"]["crowded"]
+
+
+@pytest.mark.parametrize("values", [{"size": 0}, {"crop": -1}, {"limit": 0}, {"size": 79.5}])
+def test_sizes_must_be_positive(values):
+    with pytest.raises(ValueError, match="expected a whole number of at least 1"):
+        hubble_deep_field(**values)
+
+
+def test_crop_larger_than_the_field():
+    with pytest.raises(ValueError, match="crop=1200: no stamp"):
+        hubble_deep_field(crop=1200)
+
+
+def test_sky_level_recovers_a_sky_under_sources(generator):
+    image = 0.3 + 0.02 * torch.randn(200, 200, generator=generator)
+    image[:20] += 5.0  # a tenth of the pixels are sources
+    level, noise = sky_level(image.numpy())
+    assert abs(level - 0.3) < 0.02 / 100  # 36,000 pixels: standard error of the median 1.3e-4
+    assert abs(noise / 0.02 - 1) < 0.03  # clipping at 3 sigma takes 1.4 % off a Gaussian
+    astropy = pytest.importorskip("astropy.stats")
+    _, oracle_level, oracle_noise = astropy.sigma_clipped_stats(image.numpy(), sigma=3, maxiters=20)
+    assert abs(level - oracle_level) < 1e-4
+    assert abs(noise - oracle_noise) < 1e-4
+    image[50, 50] = float("nan")
+    assert abs(sky_level(image.numpy())[0] - level) < 1e-5
+    with pytest.raises(ValueError, match="no finite pixel"):
+        sky_level(np.full((4, 4), np.nan))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_ring_is_the_median_of_the_outermost_pixels(generator, dtype):
+    given = torch.rand(3, 2, 9, 12, generator=generator).to(dtype)
+    ring = np.ones((9, 12), bool)
+    ring[1:-1, 1:-1] = False
+    oracle = np.median(given.float().numpy()[..., ring], -1)
+    np.testing.assert_allclose(ring_level(given)[..., 0, 0], oracle, atol=1e-6)
+
+
+def test_the_ring_of_more_values_than_torch_sorts_at_a_time(monkeypatch):
+    """2^24 values are the limit of torch.quantile: 330 images of 13,000 px along their sides."""
+    wide = torch.rand(330, 1, 1, 1).expand(-1, 1, 2, 26_000)
+    assert torch.equal(ring_level(wide), wide[..., :1, :1])
+
+
+def test_patches_lie_at_the_border_and_are_the_darkest(generator):
+    sky = 0.1 + 0.01 * torch.rand(2, 3, 64, 80, generator=generator)
+    sky[:, :, 10:50, 10:60] = 1.0  # a galaxy inside
+    sky[:, :, :8, :40] = 0.9  # a neighbour at the border
+    patches = border_patches(sky.half())
+    assert patches.shape == (2, 3, 16, 8, 8) and patches.dtype == torch.float32
+    assert patches.max() < 0.12
+    assert border_noise(torch.full((1, 1, 32, 32), 0.5)).item() == 0
+    with pytest.raises(ValueError, match=r"\(31, 64\) px, the sky needs at least 32 x 32"):
+        border_patches(torch.rand(1, 1, 31, 64, generator=generator))

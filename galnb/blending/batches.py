@@ -41,18 +41,18 @@ def blend_batches(
     All images of a batch are turned and mirrored alike by one of the 8 symmetries of the square: galaxies
     have no preferred direction.
     """
-    if images.dtype != torch.uint8:
-        check_images(images)
+    check_images(images, frames=True)
     at_least(1, batch_size=batch_size)
     if len(images) < count:
         raise ValueError(f"got {len(images)} images for blends of {count} galaxies; give at least {count}")
-    side = min(images.shape[-2:])
     if not 0 <= turn_first <= 1:
         raise ValueError(f"turn_first is {turn_first}; expected a share from 0 to 1")
-    if turn_first and side < math.sqrt(2) * (crop or side):
+    side = min(images.shape[-2:])
+    kept = crop or side
+    if turn_first and (side < math.sqrt(2) * kept or any((s - kept) % 2 for s in images.shape[-2:])):
         raise ValueError(
-            f"turn_first needs images of at least {math.sqrt(2):.3f} times the crop of {crop or side} px, or "
-            f"corners stay empty; got {side} px: give a smaller crop or larger images"
+            f"turn_first: got {tuple(images.shape[-2:])} px for a crop of {kept}; expected an even margin and "
+            f"at least {math.sqrt(2) * kept:.1f} px, so that no corner stays empty: give a smaller crop"
         )
     margin = 0 if crop is None else max(0, (side - crop) // 2)
     central = images[..., margin : images.shape[-2] - margin, margin : images.shape[-1] - margin]
@@ -135,6 +135,7 @@ def labelled_batches(
     height.
     """
     check_images(images)
+    labels = torch.as_tensor(labels)
     if labels.shape != (len(images),) or labels.is_floating_point():
         raise ValueError(
             f"got {len(images)} images and labels {tuple(labels.shape)} {labels.dtype}; "

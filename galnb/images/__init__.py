@@ -29,10 +29,7 @@ class ImageSet:
     record: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        if getattr(self.pixels, "dtype", None) == torch.uint8:
-            check_images(self.pixels[:1].float() / 255, name="pixels")
-        else:
-            object.__setattr__(self, "pixels", check_images(self.pixels, name="pixels"))
+        object.__setattr__(self, "pixels", check_images(self.pixels, name="pixels", frames=True))
         for what, values in (("names", self.names), ("labels", self.labels)):
             if values is not None and len(values) != len(self.pixels):
                 raise ValueError(f"got {len(values)} {what} for {len(self.pixels)} images; expected one each")
@@ -41,12 +38,16 @@ class ImageSet:
         return len(self.pixels)
 
 
-def check_images(images: torch.Tensor, *, name: str = "images") -> torch.Tensor:
+def check_images(images: torch.Tensor, *, name: str = "images", frames: bool = False) -> torch.Tensor:
     """Return a batch of images as float32; refuse what is none, and say how to get there.
 
     images: (B, C, H, W), no axis empty, any floating dtype, finite, in [0, 1] up to a rounding error of 1e-5.
     name: of the argument in the caller, for the message of the ValueError.
+    frames: let bytes in 0..255 pass as they are; as floats, thousands of large frames would fill the memory.
     """
+    if frames and getattr(images, "dtype", None) == torch.uint8:
+        check_images((images[:1] if images.ndim == 4 else images) / 255, name=name)
+        return images
     if not isinstance(images, torch.Tensor):
         hint = f"a {type(images).__name__}, expected a torch.Tensor; " + _way_to_tensor(images)
     elif not images.is_floating_point():

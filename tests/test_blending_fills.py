@@ -8,7 +8,8 @@ from scipy.stats import ks_2samp
 from torch.nn import functional as F
 
 from book.phantom_data import sky_of_the_border
-from galnb.blending.fills import fill_noise, fill_reflect, fill_zeros, restore_noise, sky_noise, sky_tile
+from galnb.blending.fills import FILLS, fill_noise, fill_zeros, restore_noise, sky_tile
+from galnb.images.sky import border_noise
 
 
 def known_sky(generator, count=8, side=160):
@@ -70,27 +71,42 @@ def test_the_noise_of_a_known_sky_is_measured_beside_a_galaxy(generator):
     sky = known_sky(generator)
     sky[:, :, 50:110, 50:110] = 1.0
     torch.testing.assert_close(
-        sky_noise(sky), torch.full((8, 3), 0.03), atol=0.002, rtol=0
+        border_noise(sky), torch.full((8, 3), 0.03), atol=0.002, rtol=0
     )  # 16 patches each
 
 
 def test_resampling_lowers_the_noise_and_it_can_be_restored(generator):
     white = 0.3 + 0.03 * torch.randn(8, 3, 128, 128, generator=generator)
     half = F.avg_pool2d(F.pad(white, (0, 1, 0, 1), mode="replicate"), 2, 1)  # moved by half a px: std halves
-    torch.testing.assert_close(sky_noise(half), torch.full((8, 3), 0.015), atol=0.0015, rtol=0)
+    torch.testing.assert_close(border_noise(half), torch.full((8, 3), 0.015), atol=0.0015, rtol=0)
     restored = restore_noise(half, white, generator=generator)
-    torch.testing.assert_close(sky_noise(restored), torch.full((8, 3), 0.03), atol=0.0025, rtol=0)
+    torch.testing.assert_close(border_noise(restored), torch.full((8, 3), 0.03), atol=0.0025, rtol=0)
     assert (restored - half).mean().abs() < 1e-3  # the level stays
     torch.testing.assert_close(restore_noise(white, half, generator=generator), white)  # nothing is missing
 
 
 def test_images_too_small_for_a_sky_are_refused(generator):
     with pytest.raises(ValueError, match="at least 32 x 32"):
-        sky_noise(torch.rand(2, 3, 16, 40, generator=generator))
+        border_noise(torch.rand(2, 3, 16, 40, generator=generator))
     with pytest.raises(ValueError, match="must match"):
         restore_noise(torch.rand(2, 3, 40, 40), torch.rand(2, 1, 40, 40), generator=generator)
-    with pytest.raises(ValueError, match=r"\(16, 40\) px, noise fill needs at least 32 x 32"):
+    with pytest.raises(ValueError, match=r"\(16, 40\) px, the sky needs at least 32 x 32"):
         sky_tile(torch.rand(2, 3, 16, 40, generator=generator), generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_float_is_filled_in_float32(generator, dtype):
+    given = known_sky(generator, count=2, side=40).to(dtype)
+    grid = 3 * torch.rand(2, 12, 12, 2, generator=generator) - 1.5
+    seeds = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+    for fill in FILLS.values():
+        found, wanted = (fill(frames, grid, seeds()) for frames in (given, given.float()))
+        assert found.dtype == torch.float32 and torch.equal(found, wanted)
+    assert torch.equal(sky_tile(given, generator=seeds()), sky_tile(given.float(), generator=seeds()))
+    restored = [restore_noise(images / 2, images, generator=seeds()) for images in (given, given.float())]
+    torch.testing.assert_close(restored[0].float(), restored[1], atol=4e-3, rtol=0)
+    with pytest.raises(ValueError, match=r"generator is 0; expected a torch\.Generator"):
+        restore_noise(given, given, generator=0)
 
 
 def test_noise_passes_for_the_sky_of_galaxy_zoo(galaxy_zoo_folder, generator):
@@ -114,7 +130,7 @@ def test_noise_passes_for_the_sky_of_galaxy_zoo(galaxy_zoo_folder, generator):
         for stamp, sky, fill in zip(stamps, own, drawn, strict=True)
     ]
     assert np.mean(passed) >= 0.95
-    reflected = F.avg_pool2d(fill_reflect(frames, grid, generator), 3).mean(1)[:, ::4, ::4]
+    reflected = F.avg_pool2d(FILLS["reflect"](frames, grid, generator), 3).mean(1)[:, ::4, ::4]
     caught = [
         ks_2samp(stamp[sky], stamp[fill]).pvalue < 0.01
         for stamp, sky, fill in zip(reflected, own, drawn, strict=True)

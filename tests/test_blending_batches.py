@@ -1,10 +1,13 @@
 """Batches: functions of their number, by the rules of the blends."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from galnb.blending import BLEND_RULES, Perturbation
-from galnb.blending.batches import blend_batches, image_batches, labelled_batches, mix_batches, turned
+from galnb.blending.batches import blend_batches, image_batches, labelled_batches, mix_batches
+from galnb.images import turned
 from tests.tiny_runs import images
 
 
@@ -56,6 +59,70 @@ def test_the_first_galaxy_is_an_image_turned_by_a_symmetry_of_the_square():
     assert len(seen) == 8
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_float_is_drawn_as_float32(dtype):
+    given, labels = images(channels=1).to(dtype), torch.arange(12)
+    for feed in (
+        partial(blend_batches, seed=1, batch_size=3, crop=10, turn_first=0.5),
+        partial(labelled_batches, labels=labels, seed=1, batch_size=3, size=8),
+        partial(image_batches, seed=1, batch_size=3),
+    ):
+        found, wanted = feed(given)(2), feed(given.float())(2)
+        assert same(found, wanted) and all(t.dtype in (torch.float32, torch.int64) for t in found.values())
+
+
+def test_a_share_of_first_galaxies_is_turned_by_any_angle():
+    """The witness is a bar whose angle is known before and measured after."""
+    grid = torch.arange(96.0) - 47.5
+    bar = torch.exp(-((grid[:, None] / 3) ** 2) - (grid / 14) ** 2).expand(2, 1, -1, -1)
+    options = {"batch_size": 40, "seed": 2, "crop": 64}
+    for share in (0.0, 0.5, 1.0):
+        first = blend_batches(bar, turn_first=share, **options)(0)["galaxies"][:, 0, 0]
+        place = torch.arange(64.0) - 31.5
+        xx, yy = (first * place**2).sum((1, 2)), (first * place[:, None] ** 2).sum((1, 2))
+        angle = torch.atan2(2 * (first * place * place[:, None]).sum((1, 2)), xx - yy) / 2  # of the long axis
+        at_rest = ((angle * 2 / torch.pi) - (angle * 2 / torch.pi).round()).abs() < 1e-3
+        assert abs(at_rest.float().mean() - (1 - share)) < 4 * (share * (1 - share) / 40) ** 0.5 + 0.06
+        torch.testing.assert_close(first.sum((1, 2)), bar[0].sum().expand(40), rtol=5e-3, atol=0)
+    whole = torch.ones(3, 1, 92, 92)  # holds a square of 64 under any turn: nothing of the outside comes in
+    first = blend_batches(whole, turn_first=1.0, **options)(0)["galaxies"][:, 0]
+    assert first.min() > 1 - 1e-6
+
+
+def test_without_a_turn_nothing_else_is_drawn():
+    bank = images(size=32)
+    one, other = (
+        blend_batches(bank, batch_size=3, seed=5, crop=16, **how) for how in ({}, {"turn_first": 0.0})
+    )
+    assert same(one(3), other(3))
+    # Drawn in this order: images, angles, shares. A run that was begun with these batches can be continued.
+    generator = torch.Generator().manual_seed(5 * 1_000_003 + 3)
+    chosen = torch.randint(len(bank), (3,), generator=generator)
+    angle = 2 * torch.pi * torch.rand(3, generator=generator)
+    share = torch.rand(3, generator=generator)
+    found = blend_batches(bank, batch_size=3, seed=5, crop=16, turn_first=float(share.median()))(3)[
+        "galaxies"
+    ][:, 0]
+    still = share >= share.median()
+    assert still.sum() == 2 and (angle > 0).all()
+    candidates = torch.stack([turned(bank[chosen][..., 8:24, 8:24], turn) for turn in range(8)])
+    exact = (candidates == found).flatten(2).all(-1).any(0)
+    assert torch.equal(exact, still)
+
+
+def test_frames_that_are_not_square_are_turned_without_shear():
+    y, x = torch.meshgrid(torch.arange(80.0) - 39.5, torch.arange(120.0) - 59.5, indexing="ij")
+    disc = ((x**2 + y**2) < 15**2).float().expand(1, 1, -1, -1)
+    for feed in (
+        labelled_batches(disc, torch.zeros(1).long(), batch_size=20, seed=0, size=40),
+        blend_batches(disc.repeat(2, 1, 1, 1), batch_size=20, seed=0, crop=40, turn_first=1.0),
+    ):
+        batch = feed(0)
+        drawn = batch["images"] if "images" in batch else batch["galaxies"][:, 0]
+        torch.testing.assert_close(drawn, disc[..., 20:60, 40:80].expand(20, -1, -1, -1), atol=1.0, rtol=0)
+        assert ((drawn - disc[..., 20:60, 40:80]).abs() > 0.6).float().mean() < 0.02  # the rim
+
+
 def test_perturbation_is_passed_on():
     still = Perturbation(flip=False, rotate=False, scale=(1, 1), shift=(0, 0))
     batch = blend_batches(images()[:1].repeat(2, 1, 1, 1), batch_size=2, seed=0, perturbation=still)(0)
@@ -73,10 +140,17 @@ def test_mixed_batches_stand_one_after_another():
 @pytest.mark.parametrize(
     ("bank", "options", "message"),
     [
-        (images(), {"batch_size": 0}, "batch_size is 0; expected at least 1"),
+        (images(), {"batch_size": 0}, "batch_size=0: expected a whole number of at least 1"),
+        (images(), {"turn_first": 1.5}, r"turn_first is 1\.5; expected a share"),
+        (images(), {"turn_first": 0.5}, r"got \(16, 16\) px for a crop of 16; .*at least 22\.6 px"),
+        (images(size=33), {"turn_first": 0.5, "crop": 25}, r"got \(33, 33\) px for a crop of 25"),
+        (images(size=33), {"turn_first": 0.5, "crop": 16}, "expected an even margin"),
+        (images().numpy(), {}, "images: got a ndarray"),
         (images(2), {"count": 3}, "got 2 images for blends of 3 galaxies"),
         (images() * 255, {}, "images: got values"),
         (images()[0], {}, "images: got shape"),
+        (images()[0].byte(), {}, "images: got shape"),
+        (list(images()), {}, r"images: got a list.*torch\.stack"),
     ],
 )
 def test_bad_input_is_refused_before_training(bank, options, message):
@@ -127,8 +201,8 @@ def test_labelled_batches_depend_on_number_and_seed_alone():
     [
         (torch.zeros(3).long(), {}, r"got 12 images and labels \(3,\)"),
         (torch.zeros(12), {}, "expected one whole number per image"),
-        (torch.zeros(12).long(), {"size": 17}, "size 17"),
-        (torch.zeros(12).long(), {"batch_size": 0}, "batch_size 0"),
+        (torch.zeros(12).long(), {"size": 17}, "size 17: expected at most the side of the images, 16"),
+        (torch.zeros(12).long(), {"batch_size": 0}, "batch_size=0"),
     ],
 )
 def test_labelled_batches_refuse_what_does_not_match(labels, options, message):
@@ -151,14 +225,8 @@ def test_image_batches_depend_on_number_and_seed_alone():
     assert not torch.equal(one(5)["images"], one(6)["images"])
 
 
-def test_turned_is_a_group_of_eight():
-    corner = torch.arange(9.0).view(1, 3, 3)
-    assert len({tuple(turned(corner, turn).flatten().tolist()) for turn in range(8)}) == 8
-    assert torch.equal(turned(turned(corner, 1), 3), corner) and torch.equal(turned(corner, 0), corner)
-
-
 def test_image_batches_refuse_what_does_not_fit():
-    with pytest.raises(ValueError, match="batch_size 0"):
+    with pytest.raises(ValueError, match="batch_size=0"):
         image_batches(images(), batch_size=0, seed=0)
-    with pytest.raises(ValueError, match="and squares"):
+    with pytest.raises(ValueError, match="expected squares"):
         image_batches(torch.zeros(2, 3, 8, 9), batch_size=1, seed=0)

@@ -1,3 +1,5 @@
+"""FITS cut-outs: limits, stretch, NaN, world coordinates, and what is refused."""
+
 import json
 
 import numpy as np
@@ -54,7 +56,8 @@ def test_asinh_stretch_is_astropys(tmp_path, sky, softening):
 
 def test_nan_pixels_are_shown_as_the_lower_limit_and_counted(tmp_path, sky):
     sky[30, 30], sky[20, 20], sky[0, 0] = np.nan, np.inf, np.nan
-    read = fits_cutouts(write(tmp_path / "a.fits", fits.ImageHDU(sky)), size=40, hdu=1)
+    with pytest.warns(UserWarning, match=r"^a\.fits: 2 of 1600 values are no finite numbers; they"):
+        read = fits_cutouts(write(tmp_path / "a.fits", fits.ImageHDU(sky)), size=40, hdu=1)
     assert read.pixels[0, 0, 20, 15] == read.pixels[0, 0, 10, 5] == 0
     assert read.record["files"][0]["nan_pixels"] == 2  # the third lies outside the cutout
 
@@ -66,6 +69,51 @@ def test_wcs_moves_with_the_cutout(tmp_path, sky, wcs):
     np.testing.assert_allclose(  # cutout pixel (3, 4) is image pixel (15 + 3, 10 + 4)
         cutout.all_pix2world(3, 4, 0), wcs.all_pix2world(18, 14, 0), atol=1e-9
     )
+
+
+BROKEN = {
+    "unequal projections": {"CTYPE2": "DEC--SIN"},
+    "unknown unit": {"CUNIT1": "foo", "CUNIT2": "foo"},
+    "table of coordinates that is not there": {"CTYPE1": "RA---TAB", "CTYPE2": "DEC--TAB"},
+    "no scale": {"CDELT1": 0.0, "CDELT2": 0.0},
+    "look-up distortion as of HST": {"CPDIS1": "LOOKUP", "CPDIS2": "LOOKUP"},
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_pixels_are_read_beside_broken_world_coordinates(tmp_path, sky, wcs, case):
+    header = wcs.to_header()
+    header.update(BROKEN[case])
+    for axis in (1, 2):
+        if "CPDIS1" in header:
+            for card in (f"EXTVER: {axis}.0", "NAXES: 2.0", "AXIS.1: 1.0", "AXIS.2: 2.0"):
+                header.append((f"DP{axis}", card), end=True)
+    path = write(tmp_path / "a.fits", fits.ImageHDU(sky, header))
+    with pytest.warns(UserWarning, match=r"a\.fits: its world coordinates cannot be used \(.*wcs is None"):
+        read = fits_cutouts(path, size=40, hdu=1)
+    assert read.record["files"][0]["wcs"] is None
+    assert read.pixels.equal(
+        fits_cutouts(write(tmp_path / "b.fits", fits.ImageHDU(sky)), size=40, hdu=1).pixels
+    )
+
+
+def test_distortion_polynomials_move_with_the_cutout(tmp_path, sky, wcs):
+    header = wcs.to_header()
+    header.update({"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "B_ORDER": 2})
+    header.update({"A_2_0": 1e-3, "A_0_2": 0.0, "A_1_1": 0.0, "B_2_0": 0.0, "B_0_2": 2e-3, "B_1_1": 0.0})
+    read = fits_cutouts(write(tmp_path / "a.fits", fits.ImageHDU(sky, header)), size=40, hdu=1)
+    cutout = WCS(fits.Header(read.record["files"][0]["wcs"]))
+    assert cutout.sip is not None
+    whole = WCS(header)
+    np.testing.assert_allclose(cutout.all_pix2world(3, 4, 0), whole.all_pix2world(18, 14, 0), atol=1e-9)
+
+
+def test_equal_names_in_two_folders_stay_apart(tmp_path, sky):
+    paths = []
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        paths.append(write(tmp_path / place / "a.fits", fits.ImageHDU(sky)))
+    assert fits_cutouts(paths, size=40, hdu=1).names == tuple(map(str, paths))
 
 
 def test_cubes_compressed_and_scaled_images(tmp_path, sky):
@@ -109,10 +157,11 @@ def test_bad_values(tmp_path, sky):
     path = write(tmp_path / "a.fits", fits.ImageHDU(sky))
     with pytest.raises(FileNotFoundError, match=r"missing\.fits: no such file"):
         fits_cutouts(tmp_path / "missing.fits", size=40)
-    with pytest.raises(ValueError, match=r"stretch='log': expected one of \['asinh', 'linear'\]"):
+    with pytest.raises(ValueError, match="stretch 'log' is unknown; known are asinh, linear"):
         fits_cutouts(path, size=40, hdu=1, stretch="log")
-    with pytest.raises(ValueError, match=r"expected \(low, high\) with low < high"):
-        fits_cutouts(path, size=40, hdu=1, limits=(2, 1))
+    for limits in ((2, 1), (1, 1), (np.nan, 1), (0, np.inf)):
+        with pytest.raises(ValueError, match=r"expected \(low, high\) with low < high"):
+            fits_cutouts(path, size=40, hdu=1, limits=limits)
     with pytest.raises(ValueError, match="softening=0: expected a number above 0"):
         fits_cutouts(path, size=40, hdu=1, softening=0)
     with pytest.raises(ValueError, match="size=0"):
