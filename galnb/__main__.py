@@ -165,7 +165,7 @@ def _cure(error: Exception) -> str:
     return "see the page Troubleshooting of the book, or report this output"
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"check": check, "train": train, "audit": audit, "sweep": sweep}
+_COMMANDS: dict[str, Callable[..., int]] = {"check": check, "train": train, "audit": audit, "sweep": sweep}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return COMMANDS[name](**chosen)
+        return _COMMANDS[name](**chosen)
     except ModuleNotFoundError as error:  # sentences of ours name the cure
         print(error if "pip install" in str(error) else f"{error}; {_cure(error)}", file=sys.stderr)
     except KeyboardInterrupt as stop:

@@ -27,7 +27,7 @@ def test_import_galnb_pulls_in_neither_torch_nor_matplotlib():
 def test_without_a_command_the_help_is_printed(capsys):
     assert command_line.main([]) == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in command_line.COMMANDS) and "usage: python -m galnb" in said
+    assert all(name in said for name in command_line._COMMANDS) and "usage: python -m galnb" in said
 
 
 def test_unknown_command_lists_the_known_ones(capsys):

@@ -25,7 +25,7 @@ from galnb.gans.vanilla import VanillaConfig
 from galnb.training import History, TrainingConfig, load_checkpoint, train
 from galnb.training.checkpoints import GANS
 
-PRESETS = ("quick", "laptop", "gpu")
+_PRESETS = ("quick", "laptop", "gpu")
 _FILE = Path(__file__).with_name("presets.toml")
 
 
@@ -67,10 +67,10 @@ def experiment(name: str, preset: str) -> Experiment | GanExperiment:
     """Look up what a notebook or a training does at a preset.
 
     name: a notebook such as "04_deblender", a training such as "deblender-bounded", or a file: "my.toml", and
-        "my.toml:NAME" if it holds several tables. preset: one of `PRESETS`.
+        "my.toml:NAME" if it holds several tables. preset: one of `_PRESETS`.
     ValueError names file, table and field of what is unknown or does not fit.
     """
-    one_of("preset", preset, PRESETS)
+    one_of("preset", preset, _PRESETS)
     file, table, tables = _tables(name)
     where = f"{file}, [{table}] at preset {preset!r}"
     values, presets = _resolved(tables, table, preset, where, seen=())
@@ -120,14 +120,14 @@ def _resolved(
     if name not in tables or (name, preset) in seen:
         raise ValueError(f"{where}: like = {name!r} is unknown or leads back; known are {sorted(tables)}")
     table = tables[name]
-    values, presets = {}, {key for key in table if key in PRESETS}
-    shared = {key: value for key, value in table.items() if key not in PRESETS}
+    values, presets = {}, {key for key in table if key in _PRESETS}
+    shared = {key: value for key, value in table.items() if key not in _PRESETS}
     for layer in (shared, table.get(preset, {})):
         if not isinstance(layer, dict):
             raise ValueError(f"{where}: {preset} = {layer!r}; expected a table of fields")
         if "like" in layer:
             like = str(layer["like"])
-            other, _, at = like.rpartition(".") if like.endswith(PRESETS) else (like, "", preset)
+            other, _, at = like.rpartition(".") if like.endswith(_PRESETS) else (like, "", preset)
             found, more = _resolved(tables, other, at, where, (*seen, (name, preset)))
             values, presets = _merged(values, found), presets | more
         values = _merged(values, {key: value for key, value in layer.items() if key != "like"})
@@ -239,7 +239,7 @@ def run(
     """Train a GAN as an experiment says; leave checkpoints, resume.pt and history.json in the folder.
 
     name, preset: see `experiment`. data: "hubble", "galaxyzoo:FOLDER" or, for blends, both with a comma;
-        "first" for radio galaxies. The last 300 Galaxy Zoo images by name are never used: they are the test set.
+        "first" for radio galaxies. The last 300 Galaxy Zoo images by name are never used (test set).
     start: shipped weights or a checkpoint to begin with. Its generator must have the sizes of this one; a
         judge of another make is left out and begins anew, and the story says so.
     features: key of `gans.features.FEATURES`: compares images during a deblender's burn-in.
