@@ -73,7 +73,9 @@ def answers(model, images, references, relevance, polarized_relevance, rules):
             extra = {"references": references} if reading == "reference" else {}
             two = polarized_relevance(model, images, reading=reading, bias=bias, **extra)
             name = f"{reading}{' bias' * bias}"
-            found |= {f"{name} {kind}": getattr(two, kind) for kind in ("positive", "negative", "score", "leak")}
+            found |= {
+                f"{name} {kind}": getattr(two, kind) for kind in ("positive", "negative", "score", "leak")
+            }
             found |= {f"{name} lost {layer}": values for layer, values in two.lost.items()}
     return found
 

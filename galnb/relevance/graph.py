@@ -24,11 +24,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from galnb.gans.layers import evaluating
-from galnb.relevance.operators import LAYERS, Call, Role, as_layer, norm_scale, padding_frame
-from galnb.relevance.operators import prepare as prepare_weights
+from galnb.relevance.operators import LAYERS, Call, Role, as_layer, norm_scale, padding_frame, prepare
 from galnb.relevance.rules import Rule, divide
 
 LOW = (torch.float16, torch.bfloat16)  # too coarse for relevance: computed in float32 instead
+_Source = tuple[
+    list[torch.Tensor], bool
+]  # leaves that a tensor was copied from; are constants among it, too?
 # Nodes of the autograd graph that only move or copy numbers: their gradient is the relevance.
 _COPIES = re.compile(
     r"(View|UnsafeView|Alias|Clone|ToCopy|Transpose|T|Permute|Squeeze|Unsqueeze|Expand|Repeat|Slice|Select|Index|"
@@ -40,14 +42,6 @@ _COPIES = re.compile(
 _COPIES_IN_PLACE = ("copy_", "fill_", "zero_", "squeeze_", "unsqueeze_", "transpose_", "t_", "detach_")
 
 
-@dataclass(frozen=True)
-class Source:
-    """Say what a tensor was copied together from: noted leaves, and whether constants are among it."""
-
-    leaves: tuple[torch.Tensor, ...]
-    mixed: bool
-
-
 @dataclass
 class Tape:
     """Keep the calls of the last `record`, the images, the output, and weights prepared for the rules."""
@@ -55,7 +49,7 @@ class Tape:
     calls: list[Call] = field(default_factory=list)
     images: torch.Tensor | None = None
     output: torch.Tensor | None = None
-    source: Source | None = None
+    source: _Source | None = None
     prepared: dict = field(default_factory=dict)
     inside: bool = False  # a known layer is at work
     plain: bool = False  # the layers run as they are
@@ -113,24 +107,25 @@ def record(tape: Tape, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         got = f"{tuple(tape.output.shape)} for {len(images)} images"
         raise ValueError(f"the model returns shape {got}; expected one row per image")
     if tape.output.dtype in LOW:
-        raise ValueError(f"the model casts its output to {tape.output.dtype}; expected float32: leave that out")
-    if any(getattr(call.module, "inplace", False) for call in tape.calls):
-        _check_in_place(tape, model, images)
+        raise ValueError(
+            f"the model casts its output to {tape.output.dtype}; expected float32: leave that out"
+        )
+    _check_in_place(tape, model, images)
     known = {id(tape.images), *(id(call.output) for call in tape.calls)}
     for call in tape.calls:
         call.sources = [_source(x, call.name, known) for x in call.inputs]
     tape.source = _source(tape.output, "the output", known)
     sources = [tape.source, *(source for call in tape.calls for source in call.sources)]
-    uses = Counter(id(leaf) for source in sources for leaf in source.leaves)
+    uses = Counter(id(leaf) for leaves, _ in sources for leaf in leaves)
     if not uses[id(tape.images)]:
         raise ValueError("the output does not depend on the images; does the model use no_grad or detach?")
     makers = {call.output.data_ptr(): call for call in tape.calls if call.role == "weights"}
     for call in tape.calls:
+        before = makers.get(call.inputs[0].data_ptr())
         if isinstance(call.module, nn.BatchNorm1d | nn.BatchNorm2d):
-            before = makers.get(call.inputs[0].data_ptr())
             _merge(before if before and uses[id(before.output)] == 1 else None, call)
     for call in makers.values():
-        prepare_weights(call, tape.prepared)
+        prepare(call, tape.prepared)
     return tape.output.detach()
 
 
@@ -150,7 +145,7 @@ def propagate(
     waiting: dict[int, torch.Tensor] = {}
     lost: dict[str, torch.Tensor] = {}
     arrived = _scatter(tape.output, seed, tape.source, waiting)
-    if tape.source.mixed:
+    if tape.source[1]:
         lost["(output)"] = _total(seed) - arrived
     while tape.calls:
         call = tape.calls.pop()
@@ -160,7 +155,7 @@ def propagate(
         shares = _cross(call, relevance, rules[call.position], references, bias)
         inputs = zip(call.inputs, shares, call.sources, strict=True)
         arrived = sum(_scatter(x, share, source, waiting) for x, share, source in inputs)
-        if call.role != "pass" or call.sources[0].mixed:
+        if call.role != "pass" or call.sources[0][1]:
             lost[call.name] = lost.get(call.name, 0) + _total(relevance) - arrived
     if id(tape.images) not in waiting:
         raise ValueError("no relevance reaches the images; does the model use no_grad or detach?")
@@ -200,17 +195,16 @@ class _Watch(TorchDispatchMode):
         self.tape = tape
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function._schema.is_mutable and not self.tape.inside:
-            self._refuse(function._schema.name.removeprefix("aten::"), args, kwargs)
+        schema, kwargs = function._schema, kwargs or {}
+        if schema.is_mutable and not self.tape.inside:
+            given = [value for value in (*kwargs.values(), *args) if isinstance(value, torch.Tensor)]
+            self._refuse(schema.name.removeprefix("aten::"), given)
         return function(*args, **kwargs)
 
-    def _refuse(self, name: str, args: tuple, kwargs: dict) -> None:
-        target = kwargs.get("out", args[0] if args else None)
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+    def _refuse(self, name: str, given: list[torch.Tensor]) -> None:
         leaves = (self.tape.images, *(call.output for call in self.tape.calls))
         kept = {leaf.untyped_storage().data_ptr() for leaf in leaves}
-        owned = isinstance(target, torch.Tensor) and target.untyped_storage().data_ptr() in kept
+        owned = any(x.untyped_storage().data_ptr() in kept for x in given[:1])
         hidden = owned or not torch.is_grad_enabled()  # autograd would not know
         if (owned or any(x.requires_grad for x in given)) and (hidden or name not in _COPIES_IN_PLACE):
             raise ValueError(
@@ -284,6 +278,9 @@ def _bind(name: str, forward: Callable, args: tuple, kwargs: dict) -> tuple[tupl
 
 def _check_in_place(tape: Tape, model: nn.Module, images: torch.Tensor) -> None:
     """Refuse a layer that works in place where what it overwrites is used again: noted, it kept a copy."""
+    names = sorted({call.name for call in tape.calls if getattr(call.module, "inplace", False)})
+    if not names:
+        return
     tape.plain = True
     try:
         with torch.no_grad():
@@ -291,7 +288,6 @@ def _check_in_place(tape: Tape, model: nn.Module, images: torch.Tensor) -> None:
     finally:
         tape.plain = False
     if not torch.allclose(tape.output.detach(), wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())):
-        names = sorted({call.name for call in tape.calls if getattr(call.module, "inplace", False)})
         raise ValueError(f"of {names} one overwrites what the model uses again; build it with inplace=False")
 
 
@@ -301,10 +297,9 @@ def _merge(before: Call | None, norm: Call) -> None:
         raise ValueError(
             f"layer {norm.name!r} has no running statistics: maps would depend on the whole batch"
         )
-    if before is None or not _is_same(norm.inputs[0], before.output):
-        return
-    before.output, before.norm, norm.role = norm.output, norm.module, "merged"
-    before.name += f"+{norm.name}"
+    if before and _is_same(norm.inputs[0], before.output):
+        before.output, before.norm, norm.role = norm.output, norm.module, "merged"
+        before.name += f"+{norm.name}"
 
 
 def _cross(
@@ -323,10 +318,10 @@ def _cross(
     return shares.unbind(2) if len(call.inputs) > 1 else (shares,)
 
 
-def _source(tensor: torch.Tensor, name: str, known: set[int]) -> Source:
+def _source(tensor: torch.Tensor, name: str, known: set[int]) -> _Source:
     """Find the noted leaves that a tensor was copied together from, and whether constants are among it."""
     if not tensor.requires_grad:
-        return Source((), True)
+        return [], True
     found, seen, waiting, mixed = [], set(), [tensor.grad_fn], False
     while waiting:
         node = waiting.pop()
@@ -345,14 +340,14 @@ def _source(tensor: torch.Tensor, name: str, known: set[int]) -> Source:
         mixed |= kind.startswith(("ConstantPad", "torch::autograd::CopySlices"))
         mixed |= None in before and kind.startswith(("Cat", "Stack"))
         waiting += [one for one in before if one is not None]
-    return Source(tuple(found), mixed)
+    return found, mixed
 
 
 def _scatter(
-    tensor: torch.Tensor, relevance: torch.Tensor, source: Source, waiting: dict[int, torch.Tensor]
+    tensor: torch.Tensor, relevance: torch.Tensor, source: _Source, waiting: dict[int, torch.Tensor]
 ) -> torch.Tensor:
-    """Carry relevance through what lies between two layers, add it up at the leaves; return the total there."""
-    leaves = source.leaves
+    """Carry relevance through what lies between two layers, add it up at the leaves, return what arrived."""
+    leaves, mixed = source
     if len(leaves) == 1 and _is_same(tensor, leaves[0]):
         shares = [relevance]
     else:
@@ -362,14 +357,12 @@ def _scatter(
         shares = [torch.stack(share)[:, : relevance.shape[1]] for share in zip(*rows, strict=True)]
     for leaf, share in zip(leaves, shares, strict=True):
         waiting[id(leaf)] = waiting[id(leaf)] + share if id(leaf) in waiting else share
-    if not source.mixed:
-        return _total(relevance)
-    return sum(map(_total, shares), torch.zeros_like(_total(relevance)))
+    total = _total(relevance)
+    return sum(map(_total, shares), torch.zeros_like(total)) if mixed else total
 
 
-def _is_same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
-    at, shape, stride = tensor.data_ptr(), tensor.shape, tensor.stride()
-    return (at, shape, stride) == (other.data_ptr(), other.shape, other.stride())
+def _is_same(*tensors: torch.Tensor) -> bool:
+    return len({(x.data_ptr(), x.shape, x.stride()) for x in tensors}) == 1
 
 
 def _total(relevance: torch.Tensor) -> torch.Tensor:

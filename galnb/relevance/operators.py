@@ -12,7 +12,9 @@ from torch import nn
 from galnb.gans.layers import Add, Concat, Gate, Multiply
 from galnb.relevance.rules import Layer
 
-_Parts = tuple[torch.Tensor, torch.Tensor | None, bool]  # weight, scale of its outputs, whether to take |weight|
+_Parts = tuple[
+    torch.Tensor, torch.Tensor | None, bool
+]  # weight, scale of its outputs, whether to take |weight|
 _Operator = Callable[[torch.Tensor, _Parts], torch.Tensor]
 Role = str | Callable[[nn.Module, tuple, torch.Tensor], tuple[torch.Tensor, ...]]
 
