@@ -85,11 +85,14 @@ def regions(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Label the connected regions of (H, W): labels, area of each in px, and whether it meets the border."""
     labels, count = ndimage.label(flat)
     edges = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    areas = np.bincount(labels.ravel(), minlength=count + 1)
-    return labels, areas[1:], np.isin(np.arange(1, count + 1), edges)
+    areas, touching = np.bincount(labels.ravel(), minlength=count + 1), np.zeros(count + 1, bool)
+    touching[edges] = True
+    return labels, areas[1:], touching[1:]
 
 
 def _areas(flat: np.ndarray) -> tuple[float, float]:
+    if np.count_nonzero(flat) < 0.005 * flat.size:  # below both limits: saves the labelling
+        return 0.0, 0.0
     _, areas, touching = regions(flat)
     return areas[touching].max(initial=0) / flat.size, areas[~touching].max(initial=0) / flat.size
 
