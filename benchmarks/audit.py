@@ -1,4 +1,4 @@
-"""Audit of 20,000 JPEG files of 80 x 80 px: time and memory of `galnb.phantom.auditing` from a folder on disk.
+"""Audit of 20,000 JPEG files of 80 x 80 px: time and memory of `galnb.phantom.audit` from a folder on disk.
 
 Memory is bounded for 100,000 too (AUDIT_IMAGES=100000); the search for repeats then takes minutes.
 """
