@@ -51,7 +51,7 @@ def blend_batches(
     kept = crop or side
     if turn_first and (side < math.sqrt(2) * kept or any((s - kept) % 2 for s in images.shape[-2:])):
         raise ValueError(
-            f"turn_first: got {tuple(images.shape[-2:])} px for a crop of {kept}; expected an even margin and "
+            f"turn_first: got {tuple(images.shape[-2:])} px and crop {kept}; expected an even margin and "
             f"at least {math.sqrt(2) * kept:.1f} px, so that no corner stays empty: give a smaller crop"
         )
     margin = 0 if crop is None else max(0, (side - crop) // 2)

@@ -23,7 +23,7 @@ from galnb.images import COLOURS
 
 PICTURES = (".jpg", ".jpeg", ".png")
 FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz")
-HDF5 = (".h5", ".hdf5", ".hdf")
+_HDF5 = (".h5", ".hdf5", ".hdf")
 _HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)")  # folders of copies, and the companions that macOS writes
 
 
@@ -140,9 +140,7 @@ def cutout_wcs(name: str, header, left: int, top: int) -> dict | None:
             wcs = wcs.celestial
             wcs.wcs.crpix -= left, top
             return dict(wcs.to_header(relax=True))  # with the distortion polynomials (SIP)
-    except (
-        Exception
-    ) as error:  # of wcslib and astropy; tables of distortion cannot be written as cards either
+    except Exception as error:  # of wcslib or astropy; tables of distortion cannot become cards either
         reason = str(error).strip().partition("\n")[0]
         warnings.warn(f"{name}: its world coordinates cannot be used ({reason}); wcs is None", stacklevel=5)
         return None
@@ -162,8 +160,7 @@ def read_hdf5(path: str | Path, take: Callable):
 class Stack:
     """Hold the names of images and the way to read each.
 
-    read: number of an image -> (C, H, W) float32; an image that cannot be read raises a ValueError or
-        OSError.
+    read: number of an image -> (C, H, W) float32; a ValueError or OSError if it cannot be read.
     unreadable: files that could not even be opened, and why.
     """
 
@@ -194,14 +191,10 @@ def open_stack(source) -> Stack:
         return _folder(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such folder or file; give a folder of images, FITS or HDF5")
-    pieces = None
-    if path.name.lower().endswith(HDF5):
-        pieces = _hdf5_planes(path)
-    elif path.name.lower().endswith(FITS):
-        pieces = _fits_planes(path)
-    if pieces is None:
-        raise ValueError(f"{path}: expected a folder, or a file that ends in {', '.join(FITS + HDF5)}")
-    return _stack(pieces)
+    for endings, planes in ((_HDF5, _hdf5_planes), (FITS, _fits_planes)):
+        if path.name.lower().endswith(endings):
+            return _stack(planes(path))
+    raise ValueError(f"{path}: expected a folder, or a file that ends in {', '.join(FITS + _HDF5)}")
 
 
 def _stack(pieces: dict[str, Callable[[], np.ndarray]], unreadable: dict[str, str] | None = None) -> Stack:
@@ -246,7 +239,8 @@ def _hdf5_planes(path: Path) -> dict[str, Callable[[], np.ndarray]]:
         found = []
         file.visititems(lambda _, item: found.append(item) if getattr(item, "ndim", 0) in (3, 4) else None)
         found = [item for item in found if item.dtype.kind in "fiu" and 0 not in item.shape]
-        return max(((item.size, item.name, len(item)) for item in found), default=None)
+        found = [(item.size, item.name, len(item)) for item in found]
+        return max(found, key=lambda item: item[0], default=None)
 
     if (chosen := read_hdf5(path, largest)) is None:
         raise ValueError(f"{path}: holds no numbers of shape (N, H, W), (N, C, H, W) or (N, H, W, C)")

@@ -92,10 +92,10 @@ def _titles(paths: Sequence[str]) -> dict[str, str]:
 def _labels(root: Path, names: Sequence[str]) -> tuple[str, ...] | None:
     """Return the group of each image from the labels.csv that lies highest, None without any."""
     tables = listing(root, ("labels.csv",), needed=False)
-    tables = {path: read for path, read in tables.items() if PurePosixPath(path).name.lower() == "labels.csv"}
-    if not tables:
+    paths = [path for path in tables if path.lower().rpartition("/")[2] == "labels.csv"]
+    if not paths:
         return None
-    path = min(tables, key=lambda path: (path.count("/"), path))
+    path = min(paths, key=lambda path: (path.count("/"), path))
     wanted = "expected UTF-8 text with columns galaxy_id and group; correct it, or move it away"
     try:
         head, *lines = tables[path]().decode("utf-8-sig").splitlines()
@@ -103,25 +103,28 @@ def _labels(root: Path, names: Sequence[str]) -> tuple[str, ...] | None:
         columns = [column.strip(' "').lower() for column in head.split(mark)]
         rows = list(csv.DictReader(lines, columns, delimiter=mark, skipinitialspace=True))
         pairs = {(row["galaxy_id"].strip(), row["group"].strip()) for row in rows}
-    except (ValueError, KeyError, AttributeError) as error:  # no text, no such column, a row cut short
+    except (
+        ValueError,
+        KeyError,
+        AttributeError,
+        csv.Error,
+    ) as error:  # no text, no such column, a row cut short
         raise ValueError(f"{path}: cannot be used ({error!r}); {wanted}") from error
     groups, known = defaultdict(set), set(names)
     for name, group in pairs:
-        groups[
-            name.rpartition(".")[0] if name not in known and name.lower().endswith(PICTURES) else name
-        ] |= {group}
-    if wrong := [name for name in names if len(groups[name] - {""}) != 1]:
+        is_file = name not in known and name.lower().endswith(PICTURES)
+        groups[name.rpartition(".")[0] if is_file else name] |= {group} - {""}
+    if wrong := [name for name in names if len(groups[name]) != 1]:
         said = f"{len(wrong)} of {len(names)} images, such as {wrong[0]}, have no group or more than one"
         raise ValueError(f"{path}: {said}; {wanted}")
-    return tuple((groups[name] - {""}).pop() for name in names)
+    return tuple(groups[name].pop() for name in names)
 
 
 def first_radio(*, split: str = "train", size: int = 128, limit: int | None = None) -> ImageSet:
     """Read FIRST radio galaxies from the archive inside the installed `firstgalaxydata` package.
 
-    The package is located, not imported: importing it would pull in torchvision and h5py. It publishes
-    images with
-    the noise clipped: their sky is exactly 0.
+    The package is located, not imported: importing it would pull in torchvision and h5py. Its images
+    are published with the noise clipped: their sky is exactly 0.
 
     split: "train", "valid", "test" or "all", the set's own: 1758, 200, 200 or 2158 images.
     size: side of the central square, pixels of 1.8 arcsec, at most 300; nothing is resampled.
