@@ -55,14 +55,13 @@ def zoom_view(
     alt: str,
     marks: dict[str, np.ndarray] | None = None,
     tile: int = 512,
-    quality: int = 80,
 ) -> str:
     """Return HTML in which a picture (3, H, W) in [0, 1] can be zoomed.
 
     name: of the view, once in a page: letters and digits. alt: what the picture shows, read in its place.
     marks: circles (K, 3) of x, y, radius, px, that can be switched on: "found", "missed", "not in the truth".
     tile: side, px, >= 16; the overview is the largest halving of the picture with no side above two tiles.
-    quality: of the JPEG tiles, 1 to 95. The page grows by about 1.8 times the picture as one JPEG.
+    The page grows by about 1.8 times the picture as one JPEG.
     Mouse, touch (one finger moves, two zoom), keys (arrows, + - 0 m); without scripts the overview shows.
     """
     if not name.isalnum() or not alt.strip():
@@ -72,15 +71,13 @@ def zoom_view(
         if np.ndim(circles) != 2 or np.shape(circles)[1] != 3 or not np.isfinite(circles).all():
             raise ValueError(f"marks {kind!r} are {np.shape(circles)}; expected finite (K, 3): x, y, radius")
     at_least(16, tile=tile)
-    if not 1 <= quality <= 95:
-        raise ValueError(f"quality={quality}; expected 1 to 95")
     levels = [Image.fromarray(_bytes(image))]
     while max(levels[-1].size) > 2 * tile:
         levels.append(levels[-1].resize([-(-side // 2) for side in levels[-1].size], Image.Resampling.BOX))
-    (overview,), *_ = _tiles(levels[-1], 2 * tile, quality)  # one tile; its data stand in the <img> already
+    (overview,), *_ = _tiles(levels[-1], 2 * tile)  # one tile; its data stand in the <img> already
     shown = [{"width": levels[-1].width, "height": levels[-1].height, "tile": 2 * tile, "rows": []}]
     for level in reversed(levels[:-1]):
-        rows = _tiles(level, tile, quality)
+        rows = _tiles(level, tile)
         shown.append({"width": level.width, "height": level.height, "tile": tile, "rows": rows})
     circles = [
         {"name": kind, "colour": _MARKS[kind][0], "dash": _MARKS[kind][1], "circles": np.round(c, 1).tolist()}
@@ -109,14 +106,14 @@ def _bytes(image: torch.Tensor) -> np.ndarray:
     return pixels.movedim(0, -1).numpy()
 
 
-def _tiles(picture: Image.Image, tile: int, quality: int) -> list[list[str]]:
+def _tiles(picture: Image.Image, tile: int) -> list[list[str]]:
     rows = []
     for y in range(0, picture.height, tile):
         rows.append([])
         for x in range(0, picture.width, tile):
             content = io.BytesIO()
             part = picture.crop((x, y, min(x + tile, picture.width), min(y + tile, picture.height)))
-            part.save(content, format="jpeg", quality=quality, optimize=True)
+            part.save(content, format="jpeg", quality=80, optimize=True)
             rows[-1].append(_inline(content.getvalue(), "jpeg"))
     return rows
 

@@ -184,9 +184,7 @@ def overlay(
     return _bare(ax, title)
 
 
-def footprint_outline(
-    footprint: torch.Tensor, *, ax: Axes | None = None, colour: str = COLOURS[4], label: str = ""
-) -> Axes:
+def footprint_outline(footprint: torch.Tensor, *, ax: Axes | None = None, colour: str = COLOURS[4]) -> Axes:
     """Outline the real pixels of an image, footprint (1, H, W) bool, on the Axes that show the image."""
     inside = np.pad(_image(footprint, channels=(1,))[0].numpy(), 1)
     ax = ax or plt.gca()
@@ -194,8 +192,6 @@ def footprint_outline(
     edges = [np.arange(-1, side + 1) for side in (width, height)]
     ax.contour(*edges, inside, [0.5], colors=[colour], linewidths=1.5)
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    if label:
-        ax.plot([], [], color=colour, label=label)
     return ax
 
 
@@ -227,7 +223,6 @@ def score_against(
     bins: int | Sequence[float] = 6,
     ax: Axes | None = None,
     xlabel: str = "",
-    ylabel: str = "",
     label: str = "",
 ) -> Axes:
     """Draw the median of a score in bins of another quantity, with bands for the middle 50 % and 90 %.
@@ -251,7 +246,7 @@ def score_against(
     (line,) = ax.plot(centres, bands[2], marker="o", markersize=4, label=label or None)
     for bottom, top, alpha in ((bands[1], bands[3], 0.3), (bands[0], bands[4], 0.12)):
         ax.fill_between(centres, bottom, top, color=line.get_color(), alpha=alpha, linewidth=0)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set_xlabel(xlabel)
     return ax
 
 

@@ -60,7 +60,7 @@ def sweep(
     """
     at_least(1, workers=workers, attempts=attempts)
     points = _expand(grid) if isinstance(grid, Mapping) else [dict(point) for point in grid]
-    run = _resolve(task, points, spawned=executor is None)
+    run = _resolve(task, points)
     folder = Path(folder).expanduser().resolve()
     name, code = _name_and_code(run)
     keys = (hashlib.sha256(json.dumps([code, p], sort_keys=True).encode()).hexdigest() for p in points)
@@ -143,7 +143,7 @@ def _expand(grid: Mapping[str, Sequence]) -> list[_Point]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()) if grid]
 
 
-def _resolve(task: _Task | str | Path, points: Sequence[_Point], *, spawned: bool) -> _Task:
+def _resolve(task: _Task | str | Path, points: Sequence[_Point]) -> _Task:
     """Return the task as something to call, after a look at it and at the points."""
     if not points:
         raise ValueError("there is no point to run; expected a grid with at least one parameter")
@@ -161,7 +161,9 @@ def _resolve(task: _Task | str | Path, points: Sequence[_Point], *, spawned: boo
             raise ValueError(f"task is {task!r} ({error}); expected a .ipynb or 'module:function'") from error
     if not inspect.isfunction(task):
         raise ValueError(f"task is {task!r}; expected a function of a module, or the path of a notebook")
-    if spawned and ("<" in task.__qualname__ or _file(task) is None):  # <lambda>, <locals>, typed in
+    if (
+        "<" in task.__qualname__ or _file(task) is None
+    ):  # <lambda>, <locals>, typed in: no file tells a change
         raise ValueError(f"other processes cannot import {task.__qualname__}; put it into a .py file")
     return task
 
@@ -173,33 +175,14 @@ def _name_and_code(run: _Task) -> tuple[str, str]:
         own = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
         name, file, text = run.path.stem, run.path, re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", "\n".join(own))
     else:
-        name, own, file = (
-            run.__name__.strip("<>"),
-            [run.__qualname__, *_around(run)],
-            Path(_file(run) or "typed_in"),
-        )
-        text = file.read_text(encoding="utf-8") if _file(run) else "\n".join(own)
+        name, own, file = run.__name__, [run.__qualname__], Path(_file(run))
+        text = file.read_text(encoding="utf-8")
     stdlib, package = sysconfig.get_path("stdlib"), Path(__file__).parent
     roots = [p for p in sys.path if not p.startswith(stdlib) and not re.search("(site|dist)-packages", p)]
     found = imported(text, file.resolve().parent, roots=[Path(place).resolve() for place in roots])
     files = {*found, *package.rglob("*.py"), *package.rglob("*.toml"), package / "weights" / "index.json"}
     parts = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file())
     return name, hashlib.sha256(json.dumps([__version__, name, own, text, parts]).encode()).hexdigest()
-
-
-def _around(task: _Task) -> list[str]:
-    """Return sources and values that the file of a function does not tell: closures; without a file, all."""
-    functions, found = [task], []
-    for one in functions:  # which grows
-        with contextlib.suppress(OSError, TypeError):  # compiled from text
-            found.append(inspect.getsource(one))
-        scope = inspect.getclosurevars(one)
-        for name, value in (scope.nonlocals | ({} if _file(task) else scope.globals)).items():
-            if inspect.isfunction(value) and value.__module__ == task.__module__:
-                functions += [value] if value not in functions else []
-            elif isinstance(value, bool | int | float | str | list | tuple | dict | None):
-                found.append(f"{name} = {value!r}")
-    return found
 
 
 def _file(task: _Task) -> str | None:

@@ -87,7 +87,7 @@ def decode(source):
 
 
 def test_full_size_tiles_are_the_picture(field):
-    page = pages.zoom_view(field, name="field", alt=ALT, tile=256, quality=95)
+    page = pages.zoom_view(field, name="field", alt=ALT, tile=256)
     levels = levels_of(page)["levels"]
     assert [(one["width"], one["height"]) for one in levels] == [(275, 175), (550, 350), (1100, 700)]
     rows = [np.concatenate([decode(source) for source in row], 1) for row in levels[-1]["rows"]]
@@ -123,8 +123,8 @@ def test_a_view_of_what_does_not_fit_is_refused(field):
     for circles in (np.zeros((2, 2)), np.zeros(3), np.full((1, 3), np.nan)):
         with pytest.raises(ValueError, match=r"'found' are .*; expected finite \(K, 3\)"):
             pages.zoom_view(field, name="a", alt=ALT, marks={"found": circles})
-    wrong = {"quality": 0, "tile": 8, "marks": {"odd": np.zeros((1, 3))}}
-    for given, message in zip(wrong.items(), ("quality=0", "tile=8", "known are found, missed"), strict=True):
+    wrong = {"tile": 8, "marks": {"odd": np.zeros((1, 3))}}
+    for given, message in zip(wrong.items(), ("tile=8", "known are found, missed"), strict=True):
         with pytest.raises(ValueError, match=message):
             pages.zoom_view(field, name="a", alt=ALT, **dict([given]))
 

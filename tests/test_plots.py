@@ -52,7 +52,7 @@ def test_everything_is_drawn_into_the_given_axes_and_no_figure_is_opened(image, 
         lambda ax: plots.show_image(image, ax=ax),
         lambda ax: plots.relevance_map(relevance, ax=ax, bar=False),
         lambda ax: plots.overlay(image, relevance, ax=ax),
-        lambda ax: plots.footprint_outline(footprint, ax=ax, label="real"),
+        lambda ax: plots.footprint_outline(footprint, ax=ax),
         lambda ax: plots.loss_curves([0, 1], {"total": [1.0, 0.5]}, ax=ax),
         lambda ax: plots.histograms({"a": image}, ax=ax),
         lambda ax: plots.score_against(torch.arange(9.0), torch.arange(9.0), bins=3, ax=ax),
@@ -167,7 +167,7 @@ def test_histograms_have_area_one_and_common_bins(image):
 
 def test_score_against_draws_the_percentiles_of_each_bin():
     x, scores = torch.tensor([0.0, 0.4, 1.0, 1.5, 2.0, 9.0]), torch.tensor([1.0, 3.0, 5.0, 6.0, 10.0, 99.0])
-    ax = plots.score_against(x, scores, bins=[0, 1, 2, 3, 4], ylabel="PSNR [dB]")
+    ax = plots.score_against(x, scores, bins=[0, 1, 2, 3, 4])
     assert ax.lines[0].get_ydata() == pytest.approx(
         [2, 5.5, 10]
     )  # 9 lies beyond the edges, the last bin is empty
