@@ -99,7 +99,7 @@ def train_classifier(
     curve = []
     for step in range(config.steps):
         batch = batches(step)
-        loss = functional.cross_entropy(network(batch["images"].float() * 2 - 1), batch["labels"], weight=weight)
+        loss = functional.cross_entropy(network(batch["images"] * 2 - 1), batch["labels"], weight=weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -123,12 +123,11 @@ def scores(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> di
     chances = torch.cat([network(part.float() * 2 - 1).softmax(1) for part in images.split(256)])
     right = chances.argmax(1) == labels
     truth = functional.one_hot(labels, chances.shape[1])
-    recall = {
-        f"recall {name}": right[labels == index].float().mean().item()
-        for index, name in enumerate(RADIO_CLASSES)
-    }
     brier = (chances - truth).square().sum(1).mean().item()
-    return {"accuracy": right.float().mean().item(), "brier": brier, **recall}
+    found = {"accuracy": right.float().mean().item(), "brier": brier}
+    for index, name in enumerate(RADIO_CLASSES):
+        found[f"recall {name}"] = right[labels == index].float().mean().item()
+    return found
 
 
 def roughness(curve: list[float]) -> float:

@@ -89,7 +89,7 @@ def test_apertures_may_be_given(blends):
 
 
 def test_evaluate_refuses_what_does_not_fit(blends):
-    with pytest.raises(ValueError, match=r"expected \(2, 2, 3, 64, 64\)"):
+    with pytest.raises(ValueError, match=r"galaxies \(1, 2, 3, 64, 64\), expected \(2, 2, 3, 64, 64\)"):
         evaluation.evaluate(blends.galaxies[:1], blends)
     with pytest.raises(ValueError, match=r"deblended: got \(2, 3, 64, 64\); expected .*\(blends, galaxies"):
         evaluation.evaluate(blends.blended, blends)

@@ -6,7 +6,7 @@ import torch
 from skimage import data
 from skimage.metrics import structural_similarity
 
-from galnb.evaluation import metrics, nearest
+from galnb.evaluation import metrics, nearest, neighbours
 from galnb.evaluation.neighbours import memorisation
 from galnb.images import ImageSet, turned
 from tests.tiny_runs import one_thread  # noqa: F401
@@ -66,7 +66,7 @@ def test_grey_images_and_other_ranges(generator):
     assert np.allclose(found.scores[:, 0], wanted.max(1), atol=1e-5)
 
 
-def test_the_bank_may_come_in_any_form(sky, tmp_path):
+def test_the_bank_may_come_in_any_form(sky, tmp_path, monkeypatch):
     sky = sky[..., 12:28, 12:28]
     images, bank = sky[:4], (sky[4:16] * 255).round().to(torch.uint8)
     wanted = nearest(images, bank.float() / 255, count=2)
@@ -80,15 +80,17 @@ def test_the_bank_may_come_in_any_form(sky, tmp_path):
         (stored[i : i + 9] for i in range(0, 12, 9)),
     )
     for form, memory in zip(forms, (1, 10**7, 1, 10**7, 1), strict=True):  # image by image, or more at once
-        found = nearest(images, form, count=2, memory=memory)
+        monkeypatch.setattr(neighbours, "_MEMORY", memory)
+        found = nearest(images, form, count=2)
         assert torch.equal(found.indices, wanted.indices)
         assert torch.allclose(found.scores, wanted.scores, atol=1e-6)
 
 
-def test_of_equal_images_the_first_wins_across_pieces(sky):
+def test_of_equal_images_the_first_wins_across_pieces(sky, monkeypatch):
     images, bank = sky[:2], torch.cat([sky[5:10], sky[:2], sky[:2]])
     for memory in (2**29, 1):
-        found = nearest(images, bank, count=2, memory=memory)
+        monkeypatch.setattr(neighbours, "_MEMORY", memory)
+        found = nearest(images, bank, count=2)
         assert found.indices.tolist() == [[5, 7], [6, 8]]
         assert torch.allclose(found.scores, torch.ones(2, 2), atol=1e-6)
 
@@ -144,9 +146,9 @@ def test_bad_images_are_refused(sky):
             nearest(images, sky)
     with pytest.raises(ValueError, match=r"from -1 to 1, wider than data_range=1"):
         nearest(torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8), torch.rand(3, 3, 8, 8))
-    with pytest.raises(ValueError, match="needs 7 x 7"):
+    with pytest.raises(ValueError, match="48 x 6 px; expected 7 x 7 at least"):
         nearest(sky[..., :6], sky)
-    with pytest.raises(ValueError, match=r"48 x 40 px; symmetries need squares"):
+    with pytest.raises(ValueError, match=r"48 x 40 px; expected .* symmetries need squares"):
         nearest(sky[:1], sky, symmetries=True)
     with pytest.raises(ValueError, match="count=0"):
         nearest(sky[:1], sky, count=0)

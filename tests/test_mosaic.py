@@ -81,7 +81,7 @@ def test_turn_goes_from_x_to_y():
 def test_light_adds_or_the_larger_wins():
     first = mosaic.compose(gaussian()[None], size=64, placements=1, generator=draw(), **ONE)
     both = {}
-    for rule in mosaic.COMBINE:
+    for rule in mosaic._COMBINE:
         twice = mosaic.compose(gaussian()[None], size=64, placements=2, generator=draw(), combine=rule, **ONE)
         both[rule] = float(twice.image.sum() / first.image.sum())
     assert both["add"] == pytest.approx(2, rel=0.01) and both["maximum"] < 1.5
@@ -367,7 +367,7 @@ def test_the_chapters_fits_file_gives_image_catalogue_and_sky_coordinates_back(t
     with fits.open(path) as units:
         assert np.array_equal(units[0].data, field.image.numpy())
         table, projection = units["CATALOGUE"].data, wcs.WCS(units[0].header).celestial
-    for name in mosaic.COLUMNS.names:
+    for name in mosaic._COLUMNS.names:
         assert (table[name] == field.catalogue[name]).all(), name
     x, y = projection.world_to_pixel(SkyCoord(table["ra"], table["dec"], unit="deg"))
     assert x == pytest.approx(table["x"], abs=1e-6) and y == pytest.approx(table["y"], abs=1e-6)

@@ -3,7 +3,7 @@
 Chapter 05, Evaluation; the judge's figures stand in chapters 04 and 06 to 09.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -79,10 +79,8 @@ def evaluate(
     truth = blends.galaxies
     _check_galaxies("deblended", deblended)
     if deblended.shape != truth.shape:
-        raise ValueError(
-            f"got deblended galaxies of shape {tuple(deblended.shape)}, expected {tuple(truth.shape)} as the "
-            "truth of these blends"
-        )
+        given, wanted = tuple(deblended.shape), tuple(truth.shape)
+        raise ValueError(f"got deblended galaxies {given}, expected {wanted} as the truth of these blends")
     deblended = deblended.to(truth.device)
     aperture = true_apertures(blends) if apertures is None else apertures
     return {
@@ -110,18 +108,15 @@ def summarise(scores: Mapping[str, torch.Tensor]) -> dict[str, dict[str, dict[st
     for name, values in scores.items():
         if values.ndim != 2 or values.shape[1] != 2:
             raise ValueError(f"{name} has shape {tuple(values.shape)}; expected (B, 2)")
-    scores = dict(scores)
     if "flux" in scores:
-        scores["flux_size"] = scores["flux"].abs()
-    branches = {"both": slice(None), "first": 0, "second": 1}
-    return {
-        name: {branch: _summary(values[:, index]) for branch, index in branches.items()}
-        for name, values in scores.items()
-    }
-
-
-def _summary(values: torch.Tensor) -> dict[str, float] | None:
-    return None if values.isnan().all() else metrics.summary(values)
+        scores = {**scores, "flux_size": scores["flux"].abs()}
+    table = {}
+    for name, values in scores.items():
+        parts = {"both": values, "first": values[:, 0], "second": values[:, 1]}
+        table[name] = {
+            branch: None if part.isnan().all() else metrics.summary(part) for branch, part in parts.items()
+        }
+    return table
 
 
 def judge_figures(gan: Gan, true: torch.Tensor, drawn: torch.Tensor) -> dict:
@@ -167,19 +162,11 @@ def judge_sentence(figures: Mapping, *, least: float = 0.9) -> str:
         raise ValueError(f"least is {least!r}; expected an AUC from 0 to 1, usually 0.9")
     # .8999 must not read as the .90 that it misses
     auc = [value if value >= least else min(value, least - 0.006) for value in figures["auc"]]
-    known = _each(f"{value:.2f}".removeprefix("0") for value in auc)
-    missed = _each(f"{value:.0%}".replace("%", " %") for value in figures["true_called_fake"])
-    end = ": its map explains a guess." if min(figures["auc"]) < least else "."
-    return (
-        f"This judge tells true from drawn galaxies with an AUC of {known} and calls {missed} of the true "
-        f"ones fake{end}"
-    )
-
-
-def _each(words: Iterable[str]) -> str:
-    """Join the words of all positions, one if they are the same."""
-    words = list(words)
-    return " / ".join(words[:1] if len(set(words)) == 1 else words)
+    known = [f"{value:.2f}".removeprefix("0") for value in auc]
+    missed = [f"{100 * value:.0f} %" for value in figures["true_called_fake"]]
+    known, missed = (" / ".join(words[:1] if len({*words}) == 1 else words) for words in (known, missed))
+    start = f"This judge tells true from drawn galaxies with an AUC of {known} and calls {missed} of the true"
+    return start + " ones fake" + (": its map explains a guess." if min(figures["auc"]) < least else ".")
 
 
 def _logits(gan: Gan, galaxies: torch.Tensor) -> torch.Tensor:
@@ -190,10 +177,8 @@ def _logits(gan: Gan, galaxies: torch.Tensor) -> torch.Tensor:
         for image in galaxies.flatten(0, 1).split(1):
             logit = judge(gan.prepare(image.to(weight)))
             if logit.numel() != 1 or not logit.isfinite().all():
-                raise ValueError(
-                    f"the judge answers one image with {tuple(logit.shape)}: {logit.flatten()[:3].tolist()}; "
-                    "expected one finite logit"
-                )
+                given = f"{tuple(logit.shape)}: {logit.flatten()[:3].tolist()}"
+                raise ValueError(f"the judge answers one image with {given}; expected one finite logit")
             found.append(logit.double().cpu().reshape(()))
     return torch.stack(found).reshape(galaxies.shape[:2])
 

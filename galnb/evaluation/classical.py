@@ -188,15 +188,9 @@ def _by_sep(
     sep.set_extract_pixstack(max(limits[0], light.size // 16))  # SEP's own is for a small, empty field
     sep.set_sub_object_limit(max(limits[1], 8192))
     try:
-        found = sep.extract(
-            np.ascontiguousarray(light),
-            detection.threshold,
-            noise,
-            minarea=detection.min_area,
-            deblend_nthresh=detection.levels,
-            deblend_cont=detection.contrast,
-            segmentation_map=segments,
-        )
+        steps = {"deblend_nthresh": detection.levels, "deblend_cont": detection.contrast}
+        steps |= {"minarea": detection.min_area, "segmentation_map": segments}
+        found = sep.extract(np.ascontiguousarray(light), detection.threshold, noise, **steps)
     finally:
         sep.set_extract_pixstack(limits[0])
         sep.set_sub_object_limit(limits[1])
@@ -216,14 +210,9 @@ def _field_by_sep(light: np.ndarray, detection: Detection, mesh: int) -> np.ndar
     # of a sky that is exactly empty SEP says that its noise is 1
     noise = max(_FIELD_NOISE, background.globalrms if background.rms().any() else 0)
     found, _ = _by_sep(light, noise, detection, segments=False)
-    sources = np.zeros(len(found), _COLUMNS)
-    for name, column in (("x", "x"), ("y", "y"), ("flux", "flux"), ("area", "npix")):
-        sources[name] = found[column]
-    reach = 6 * found["a"].clip(0.5)
-    sources["radius"], _ = sep.flux_radius(
-        light, found["x"], found["y"], reach, 0.5, normflux=found["flux"], subpix=5
-    )
-    return sources
+    x, y, flux, area = (found[column] for column in ("x", "y", "flux", "npix"))
+    radius, _ = sep.flux_radius(light, x, y, 6 * found["a"].clip(0.5), 0.5, normflux=flux, subpix=5)
+    return _table(x, y, radius, flux, area)
 
 
 def _by_photutils(light: np.ndarray, noise: float, detection: Detection):
@@ -236,14 +225,10 @@ def _by_photutils(light: np.ndarray, noise: float, detection: Detection):
         found = segmentation.detect_sources(smooth, detection.threshold * noise, detection.min_area)
         if found is None:
             return None
-        steps = {"n_levels": detection.levels, "contrast": detection.contrast} | _silent()
+        steps = {"n_levels": detection.levels, "contrast": detection.contrast}
+        if _load("photutils").__version__.startswith("3.0."):  # later ones draw no bar, and warn
+            steps["progress_bar"] = False
         return segmentation.deblend_sources(smooth, found, detection.min_area, **steps)
-
-
-def _silent() -> dict[str, bool]:
-    """Return what keeps photutils from drawing a bar of progress: from 3.1 on it draws none, and warns."""
-    major, minor = _load("photutils").__version__.split(".")[:2]
-    return {} if (int(major), int(minor)) >= (3, 1) else {"progress_bar": False}
 
 
 def _stamp_by_photutils(light: np.ndarray, noise: float, detection: Detection) -> _Sources:
@@ -264,12 +249,14 @@ def _field_by_photutils(light: np.ndarray, detection: Detection, mesh: int) -> n
     found = _by_photutils(light, max(_FIELD_NOISE, background.background_rms_median), detection)
     if found is None:
         return np.zeros(0, _COLUMNS)
-    measured = _load("photutils.segmentation").SourceCatalog(light, found)
-    sources = np.zeros(len(measured.labels), _COLUMNS)
-    sources["x"], sources["y"] = measured.x_centroid, measured.y_centroid
-    sources["flux"], sources["area"] = measured.segment_flux, measured.segment_area.value
-    sources["radius"] = np.nan_to_num(measured.flux_radius(0.5).value)
-    return sources
+    of = _load("photutils.segmentation").SourceCatalog(light, found)
+    radius = np.nan_to_num(of.flux_radius(0.5).value)
+    return _table(of.x_centroid, of.y_centroid, radius, of.segment_flux, of.segment_area.value)
+
+
+def _table(*columns: np.ndarray) -> np.ndarray:
+    """Return the structured array of sources, its columns given in their order."""
+    return np.array(list(zip(*columns, strict=True)), _COLUMNS)
 
 
 def _middle(image: np.ndarray) -> np.ndarray:

@@ -45,17 +45,15 @@ def embed(images: torch.Tensor, features: str | nn.Module, *, batch: int = 8) ->
     """
     check_images(images)
     checks.at_least(1, batch=batch)
-    if not isinstance(features, (str, nn.Module)):
+    if not isinstance(features, str | nn.Module):
         raise ValueError(f"features is {features!r}; expected a name or a network of feature_network(...)")
     network = feature_network(features, pooled=True) if isinstance(features, str) else features
     device = next(network.buffers(), images).device
     with torch.no_grad():
         vectors = torch.cat([network(part.float().to(device)).cpu() for part in images.split(batch)])
     if vectors.ndim != 2:
-        raise ValueError(
-            f"{_name(features)} gives {tuple(vectors.shape[1:])} per image, expected a vector; "
-            "build it with feature_network(..., pooled=True)"
-        )
+        given = f"{_name(features)} gives {tuple(vectors.shape[1:])} per image"
+        raise ValueError(f"{given}, expected a vector; build it with feature_network(..., pooled=True)")
     return vectors
 
 
@@ -114,29 +112,21 @@ def _name(features: str | nn.Module) -> str:
     return features if isinstance(features, str) else getattr(features, "name", type(features).__name__)
 
 
-def _vectors(
-    a: torch.Tensor, b: torch.Tensor, features: str | nn.Module
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _vectors(a: torch.Tensor, b: torch.Tensor, features: str | nn.Module) -> list[torch.Tensor]:
     """Return equally many vectors of both sets in double precision."""
     for part in (a, b):
         if not isinstance(part, torch.Tensor) or part.ndim not in (2, 4) or 0 in part.shape[1:]:
             given = tuple(part.shape) if isinstance(part, torch.Tensor) else type(part).__name__
-            raise ValueError(
-                f"got {given}; expected a tensor of images (N, C, H, W), of an ImageSet its .pixels, or of "
-                "vectors (N, D), D at least 1"
-            )
+            wanted = "images (N, C, H, W), of an ImageSet its .pixels, or of vectors (N, D), D at least 1"
+            raise ValueError(f"got {given}; expected a tensor of {wanted}")
     if len(a) != len(b) or len(a) < 2:
-        raise ValueError(
-            f"the sets hold {len(a)} and {len(b)} images; expected equally many, at least 2: a distance "
-            "depends on the count. Take the first N of each"
-        )
-    a, b = (part.detach().double() if part.ndim == 2 else embed(part, features).double() for part in (a, b))
+        wanted = "equally many, at least 2: a distance depends on the count. Take the first N of each"
+        raise ValueError(f"the sets hold {len(a)} and {len(b)} images; expected {wanted}")
+    a, b = ((part if part.ndim == 2 else embed(part, features)).detach().double() for part in (a, b))
     if a.shape != b.shape or not all((part.abs() <= LARGEST).all() for part in (a, b)):
-        raise ValueError(
-            f"got vectors {tuple(a.shape)} and {tuple(b.shape)}; expected finite, of one length, "
-            f"with numbers up to {LARGEST:.0e}"
-        )
-    return a, b
+        given, wanted = f"{tuple(a.shape)} and {tuple(b.shape)}", f"with numbers up to {LARGEST:.0e}"
+        raise ValueError(f"got vectors {given}; expected finite, of one length, {wanted}")
+    return [a, b]
 
 
 def _singular(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

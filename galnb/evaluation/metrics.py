@@ -94,12 +94,10 @@ def apertures(
     """
     _check(truth)
     lead, (h, w) = truth.shape[:-3], truth.shape[-2:]
-    if offsets is None:
-        offsets = torch.zeros(*lead, 2)
+    offsets = torch.zeros(*lead, 2) if offsets is None else offsets
     if offsets.shape != (*lead, 2):
-        raise ValueError(
-            f"offsets have shape {tuple(offsets.shape)}; expected {(*lead, 2)}, (x, y) per image"
-        )
+        given = tuple(offsets.shape)
+        raise ValueError(f"offsets have shape {given}; expected {(*lead, 2)}, (x, y) per image")
     light = truth.flatten(0, -4).double().sum(1, keepdim=True)
     sky, noise = _sky(light)
     kernel = torch.tensor(DETECTION_KERNEL, dtype=light.dtype, device=light.device)
@@ -164,15 +162,11 @@ def _check(images: torch.Tensor) -> tuple[float, float]:
         low, high = (float(value) for value in images.aminmax())
         if math.isfinite(low) and math.isfinite(high):
             return low, high
-    raise ValueError(
-        f"got {images.dtype} of shape {tuple(images.shape)}; expected finite floats (..., C, H, W) with "
-        "at least one batch axis; from 8 bit take pixels.float() / 255"
-    )
+    wanted = "finite floats (..., C, H, W) with at least one batch axis; from 8 bit take pixels.float() / 255"
+    raise ValueError(f"got {images.dtype} of shape {tuple(images.shape)}; expected {wanted}")
 
 
-def _pair(
-    a: torch.Tensor, b: torch.Tensor, data_range: float = math.inf
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _pair(a: torch.Tensor, b: torch.Tensor, data_range: float = math.inf) -> list[torch.Tensor]:
     """Return two images that compare, at least in float32: 16 bits lose what their squares and sums need."""
     lows, highs = zip(_check(a), _check(b), strict=True)
     if a.shape != b.shape:
@@ -184,7 +178,7 @@ def _pair(
     if high - low > data_range * (1 + slack):
         raise ValueError(f"values run from {low:g} to {high:g}, wider than data_range={data_range:g}")
     kind = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    return a.to(kind), b.to(kind)
+    return [a.to(kind), b.to(kind)]
 
 
 def _sky(light: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

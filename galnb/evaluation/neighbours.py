@@ -14,13 +14,10 @@ from scipy import stats
 from galnb import checks
 from galnb.images import turned
 
-WINDOW = 7  # px; with K1, K2 the defaults of skimage.metrics.structural_similarity
-AREA = WINDOW**2
-K1, K2 = 0.01, 0.03
-SYMMETRIES = 8
-QUERIES, PIECE = 64, 512  # images and bank images at a time, enough for efficient matrix products
-TILE = 120_000  # numbers in one product per thread, so that what follows finds them in its cache
-COPIES = 3  # of a piece of the bank that are in memory at once
+_SIDE, _AREA = 7, 49  # of a window, px; the default of skimage.metrics.structural_similarity
+_QUERIES, _PIECE = 64, 512  # images and bank images at a time, enough for efficient matrix products
+_TILE = 120_000  # numbers in one product per thread, so that what follows finds them in its cache
+_MEMORY = 2**29 // 3  # bytes of a piece of the bank, of which three copies are in memory at once
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,8 @@ class Nearest:
 
     indices: positions in the bank.
     scores: SSIM, at most 1.
-    turns: symmetry of the square, as in `turned`, that brings the image closest to the bank image; 0 unless
-        symmetries were asked for.
+    turns: symmetry of the square, as in `images.turned`, that brings the image closest to the bank image; 0
+        unless symmetries were asked for.
     """
 
     indices: torch.Tensor
@@ -64,38 +61,32 @@ def nearest(
     count: int = 1,
     data_range: float = 1.0,
     symmetries: bool = False,
-    memory: int = 2**29,
 ) -> Nearest:
-    """Find the bank images with the largest SSIM, as in `metrics.ssim`, for each image (B, C, H, W) of floats.
+    """Find the bank images with the largest SSIM, that of `metrics`, for each image (B, C, H, W) of floats.
 
     bank: tensor, array (also a memory map) or iterable of pieces of one, (N, C, H, W): floats on the scale of
         the images, or 8-bit numbers, which are divided by 255.
     count: neighbours per image.
     data_range: largest minus smallest value that an image can have: 1 for [0, 1].
-    symmetries: also try each image turned and mirrored, 8 ways: a copy that is turned is still a copy. Square
-        only.
-    memory: bytes for the piece of the bank that is at work; the result does not depend on it.
+    symmetries: also try each image turned and mirrored, 8 ways: a copy that is turned is still a copy.
     The same as comparing every pair: nothing is skipped, since even the largest covariance that the variances
     allow rules out a fifth of real pairs at most. Of equal scores, rounded to a millionth, the first in the
-    bank wins. Covariances of all pairs in one 7 x 7 window are one product of matrices, (B, 49) with (49, N).
+    bank wins. Memory is bounded whatever the size of the bank.
     """
     _check_images(images, count, data_range, symmetries)
     images, limits, seen = images.detach().float().cpu(), [], 0
     _check_values(images, limits, data_range)
     kinds = (torch.int64, torch.float32, torch.int64)
     best = Nearest(*(torch.zeros(len(images), 0, dtype=kind) for kind in kinds))
-    for piece in _pieces(bank, min(PIECE, max(1, memory // (4 * COPIES * images[0].numel())))):
+    for piece in _pieces(bank, min(_PIECE, max(1, _MEMORY // (4 * images[0].numel())))):
         if piece.shape[1:] != images.shape[1:]:
-            raise ValueError(
-                f"the bank holds images {tuple(piece.shape[1:])}, expected {tuple(images.shape[1:])} as given"
-            )
+            given, wanted = tuple(piece.shape[1:]), tuple(images.shape[1:])
+            raise ValueError(f"the bank holds images {given}, expected {wanted} as given")
         _check_values(piece, limits, data_range)
-        scores = [
-            torch.cat(
-                [_similarities(part, piece, data_range) for part in turned(images, turn).split(QUERIES)]
-            )
-            for turn in range(SYMMETRIES if symmetries else 1)
-        ]
+        scores = []
+        for turn in range(8 if symmetries else 1):
+            parts = turned(images, turn).split(_QUERIES)
+            scores.append(torch.cat([_similarities(part, piece, data_range) for part in parts]))
         best = _merge(best, torch.stack(scores, 1), seen, count)
         seen += len(piece)
     if seen < count:
@@ -124,10 +115,8 @@ def memorisation(
     fractions, chances = {}, {}
     for level in levels:
         if not 0 < level < 1 or n * (1 - level) < 1 - 1e-9:
-            raise ValueError(
-                f"level {level} of {n} held-out images; expected a level in (0, 1) and at "
-                "least 1 / (1 - level) images"
-            )
+            needs = "a level in (0, 1) and at least 1 / (1 - level) images"
+            raise ValueError(f"level {level} of {n} held-out images; expected {needs}")
         rank = int(np.ceil(level * n - 1e-9))  # the smallest score with a share `level` at or below it
         above = int((ours > ordered[rank - 1]).sum())
         interval = stats.binomtest(above, len(ours)).proportion_ci()
@@ -139,10 +128,13 @@ def memorisation(
 
 
 def _similarities(images: torch.Tensor, bank: torch.Tensor, data_range: float) -> torch.Tensor:
-    """Return the SSIM (B, N) of every image (B, C, H, W) with every one of the bank (N, C, H, W)."""
-    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
-    pairs, windows = len(images) * len(bank), images.shape[3] - WINDOW + 1
-    step = max(1, TILE * torch.get_num_threads() // pairs)
+    """Return the SSIM (B, N) of every image (B, C, H, W) with every one of the bank (N, C, H, W).
+
+    Covariances of all pairs in one 7 x 7 window are one product of matrices, (B, 49) with (49, N).
+    """
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    pairs, windows = len(images) * len(bank), images.shape[3] - _SIDE + 1
+    step = max(1, _TILE * torch.get_num_threads() // pairs)
     cov, other = torch.empty(2, step, len(images), len(bank))
     total, count = torch.zeros(len(images), len(bank), dtype=torch.float64), 0
     y_terms = torch.ones(windows, 5, len(bank))  # my, 1, vy, my² and my² vy of each window
@@ -160,7 +152,7 @@ def _similarities(images: torch.Tensor, bank: torch.Tensor, data_range: float) -
         parts = (x, y, x_luminance, y_terms[:, :2], x_norm, y_terms[:, 1:])
         for x_part, y_part, *factors in zip(*(part.split(step) for part in parts), strict=True):
             ratio, factor = cov[: len(x_part)], other[: len(x_part)]
-            torch.baddbmm(ratio.fill_(c2), x_part, y_part, alpha=2 / (AREA - 1), out=ratio)  # 2 cov + c2
+            torch.baddbmm(ratio.fill_(c2), x_part, y_part, alpha=2 / (_AREA - 1), out=ratio)  # 2 cov + c2
             ratio *= torch.bmm(factors[0], factors[1], out=factor)
             row[: len(ratio)].addcdiv_(ratio, torch.bmm(factors[2], factors[3], out=factor))
         total += row.sum(0)
@@ -176,19 +168,18 @@ def _rows(images: torch.Tensor, level: float) -> Iterator[tuple[torch.Tensor, to
         sums = torch.zeros(2, *channel.shape[1:], dtype=torch.float64)  # of 7 rows: values and squares
         # The last 7 rows, column by column, so that 49 pixels of it, from every seventh on, are a window. A
         # new row takes the place of the oldest: the sum over a window asks for no order, only the same one.
-        strip = torch.zeros(channel.shape[1], WINDOW, channel.shape[2])
-        pixels = strip.flatten(0, 1).unfold(0, AREA, WINDOW).transpose(1, 2)
+        strip = torch.zeros(channel.shape[1], _SIDE, channel.shape[2])
+        pixels = strip.flatten(0, 1).unfold(0, _AREA, _SIDE).transpose(1, 2)
         for bottom, row in enumerate(channel):
-            place = strip[:, bottom % WINDOW]
+            place = strip[:, bottom % _SIDE]
             for values, sign in ((place.double(), -1), (row.double(), 1)):
                 sums[0].add_(values, alpha=sign)
                 sums[1].addcmul_(values, values, value=sign)
             place.copy_(row)
-            if bottom < WINDOW - 1:
-                continue
-            mean, squares = _sum_of_seven(sums) / AREA
-            variance = (squares - mean.square()) * (AREA / (AREA - 1))
-            yield pixels, mean.float(), variance.float()
+            if bottom >= _SIDE - 1:
+                mean, squares = _sum_of_seven(sums) / _AREA
+                variance = (squares - mean.square()) * (_AREA / (_AREA - 1))
+                yield pixels, mean.float(), variance.float()
 
 
 def _sum_of_seven(values: torch.Tensor) -> torch.Tensor:
@@ -202,22 +193,20 @@ def _merge(best: Nearest, scores: torch.Tensor, seen: int, count: int) -> Neares
     """Join the best so far with those of the next piece, (B, turns, N) scores from position `seen` on."""
     score, turn = scores.max(1)
     index = torch.arange(seen, seen + score.shape[1]).expand(len(score), -1)
-    joined = [
-        torch.cat(pair, 1) for pair in ((best.indices, index), (best.scores, score), (best.turns, turn))
-    ]
+    pairs = (best.indices, index), (best.scores, score), (best.turns, turn)
+    joined = [torch.cat(pair, 1) for pair in pairs]
     order = joined[1].round(decimals=6).sort(dim=1, descending=True, stable=True).indices[:, :count]
     return Nearest(*(values.gather(1, order) for values in joined))
 
 
 def _pieces(bank, most: int) -> Iterator[torch.Tensor]:
-    if not isinstance(bank, torch.Tensor | np.ndarray | Iterable):
+    """Yield the bank in floats, at most so many images at a time."""
+    if not isinstance(bank, Iterable):
         raise ValueError(f"bank is {bank!r}; expected a tensor or array (N, C, H, W), or pieces of one")
     for part in [bank] if isinstance(bank, torch.Tensor | np.ndarray) else bank:
         if not isinstance(part, torch.Tensor | np.ndarray) or part.ndim != 4:
-            raise ValueError(
-                f"bank: got {type(part).__name__} of shape {tuple(getattr(part, 'shape', ()))}; expected "
-                "tensors or arrays (N, C, H, W)"
-            )
+            given = f"{type(part).__name__} of shape {tuple(getattr(part, 'shape', ()))}"
+            raise ValueError(f"bank: got {given}; expected tensors or arrays (N, C, H, W)")
         for start in range(0, len(part), most):
             piece = part[start : start + most]
             if isinstance(piece, np.ndarray):  # a copy: of a memory map only this piece is read
@@ -232,19 +221,14 @@ def _check_images(images: torch.Tensor, count: int, data_range: float, symmetrie
     checks.at_least(1, count=count)
     if not 1e-6 <= data_range <= 1e9:
         raise ValueError(f"data_range is {data_range}; expected 1e-6 to 1e9, 1 for images in [0, 1]")
-    if not isinstance(images, torch.Tensor) or images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(
-            f"images: got {type(images).__name__}, expected a tensor of floats (B, C, H, W), of an ImageSet its "
-            ".pixels"
-        )
-    if not images.numel():
-        raise ValueError("images: got none, expected a tensor of floats with at least one image")
-    if min(images.shape[-2:]) < WINDOW:
-        raise ValueError(
-            f"got images of {images.shape[-2]} x {images.shape[-1]} px; SSIM needs {WINDOW} x {WINDOW}"
-        )
-    if symmetries and images.shape[-2] != images.shape[-1]:
-        raise ValueError(f"got images of {images.shape[-2]} x {images.shape[-1]} px; symmetries need squares")
+    floats = isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point()
+    if not floats or not len(images):
+        wanted = "a tensor of floats (B, C, H, W), at least one image; of an ImageSet take .pixels"
+        raise ValueError(f"images is a {type(images).__name__}; expected {wanted}")
+    height, width = images.shape[-2:]
+    if min(height, width) < _SIDE or (symmetries and height != width):
+        wanted = "7 x 7 at least, for SSIM; symmetries need squares"
+        raise ValueError(f"got images of {height} x {width} px; expected {wanted}")
 
 
 def _check_values(values: torch.Tensor, limits: list[float], data_range: float) -> None:
@@ -252,10 +236,8 @@ def _check_values(values: torch.Tensor, limits: list[float], data_range: float) 
     found = [float(value) for value in values.aminmax()]
     limits[:] = min([*limits[:1], found[0]]), max([*limits[1:], found[1]])
     if not math.isfinite(sum(found)) or limits[1] - limits[0] > data_range * (1 + 1e-4):
-        raise ValueError(
-            f"values of images and bank run from {limits[0]:g} to {limits[1]:g}, wider than data_range="
-            f"{data_range:g}, or are not finite"
-        )
+        given = f"values of images and bank run from {limits[0]:g} to {limits[1]:g}"
+        raise ValueError(f"{given}, wider than data_range={data_range:g}, or are not finite")
 
 
 def _first(name: str, scores: torch.Tensor) -> torch.Tensor:
@@ -263,7 +245,7 @@ def _first(name: str, scores: torch.Tensor) -> torch.Tensor:
     if not isinstance(scores, torch.Tensor) or scores.ndim not in (1, 2) or not scores.numel():
         given = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise ValueError(f"{name} is {given}; expected a tensor (B,) or (B, count) of at least one score")
-    firsts = scores.detach().double()[:, 0] if scores.ndim == 2 else scores.detach().double()
+    firsts = scores.detach().double().reshape(len(scores), -1)[:, 0]
     if not firsts.isfinite().all():
         raise ValueError(f"{name} holds {len(firsts)} scores; expected only finite ones")
     return firsts.contiguous()

@@ -15,11 +15,11 @@ from torch.nn import functional
 from galnb import checks
 from galnb.mosaic.stamps import CutOut, blank, check_stamps, cut_out  # noqa: F401 (blank: for pages)
 
-COLUMNS = np.dtype(
+_COLUMNS = np.dtype(
     [("x", "f8"), ("y", "f8"), ("radius", "f8"), ("flux", "f8"), ("source", "i4"), ("angle", "f8"),
      ("scale", "f8"), ("blank", "?")]
 )  # fmt: skip
-COMBINE = {"add": torch.add, "maximum": torch.maximum}
+_COMBINE = {"add": torch.add, "maximum": torch.maximum}
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,14 @@ def compose(
     size = _check_field(galaxies, size, placements, scales, combine, (sky, noise))
     galaxy = _galaxies_but(blanks, len(galaxies))
     if not galaxy.any() or not 0 <= (blank_share or 0) <= (0 if galaxy.all() else 1):
-        raise ValueError(
-            f"got {int(galaxy.sum())} galaxies, {int((~galaxy).sum())} blank stamps and blank_share "
-            f"{blank_share}; expected a galaxy at least, a share in [0, 1], blank stamps if it is above 0"
-        )
+        given = f"{int(galaxy.sum())} galaxies, {int((~galaxy).sum())} blank ones, blank_share {blank_share}"
+        wanted = "a galaxy at least, a share in [0, 1], blank stamps if it is above 0"
+        raise ValueError(f"got {given}; expected {wanted}")
     share = 1 - float(galaxy.float().mean()) if blank_share is None else blank_share
     cut = cut_out(galaxies)
     catalogue = _place(cut, galaxy, share, size, placements, scales, generator)
     image = torch.zeros(3, *size)
-    _add_light(image, cut.light, catalogue, COMBINE[combine])
+    _add_light(image, cut.light, catalogue, _COMBINE[combine])
     for band in image.split(256, dim=1):  # in place: a second field would cost as much as the first
         band.add_(torch.randn(band.shape, generator=generator), alpha=noise).add_(sky).clamp_(0, 1)
     turn = np.exp(1j * np.deg2rad(catalogue["angle"]))
@@ -148,10 +147,8 @@ def _galaxies_but(blanks, count: int) -> torch.Tensor:
     rows = torch.as_tensor(blanks)
     whole = not (rows.dtype == torch.bool or rows.is_floating_point())
     if rows.numel() and not (whole and int(rows.min()) >= 0 and int(rows.max()) < count):
-        raise ValueError(
-            f"blanks is {blanks}; expected indices of stamps, 0 to {count - 1}; of a mask take "
-            "mask.nonzero()[:, 0]"
-        )
+        wanted = f"indices of stamps, 0 to {count - 1}; of a mask take mask.nonzero()[:, 0]"
+        raise ValueError(f"blanks is {blanks}; expected {wanted}")
     galaxy = torch.ones(count, dtype=torch.bool)
     galaxy[rows.long()] = False
     return galaxy
@@ -166,11 +163,9 @@ def _check_field(galaxies, size, placements, scales, combine, sky_and_noise) -> 
         raise ValueError(f"got scales {scales}; expected two, 0 < smallest <= largest")
     largest = scales[1] * galaxies.shape[-1]
     if largest > min(size):
-        raise ValueError(
-            f"stamps of up to {largest:.0f} px do not fit a field of {size} px; take a larger field, smaller "
-            "scales or smaller stamps"
-        )
-    checks.one_of("combine", combine, COMBINE)
+        cure = "take a larger field, smaller scales or smaller stamps"
+        raise ValueError(f"stamps of up to {largest:.0f} px do not fit a field of {size} px; {cure}")
+    checks.one_of("combine", combine, _COMBINE)
     if not (0 <= sky_and_noise[0] <= 1 and 0 <= sky_and_noise[1] <= 1):
         raise ValueError(f"got sky and noise {sky_and_noise}; expected both in [0, 1]")
     return int(size[0]), int(size[1])
@@ -182,7 +177,7 @@ def _place(cut: CutOut, galaxy, share, size, placements, scales, generator) -> n
     groups = [torch.where(galaxy)[0], torch.where(~galaxy)[0]]
     picked = [group[(which * len(group)).long().clamp(max=len(group) - 1)] for group in groups if len(group)]
     source = torch.where(kind < share, picked[-1], picked[0])
-    catalogue = np.zeros(placements, COLUMNS)
+    catalogue = np.zeros(placements, _COLUMNS)
     catalogue["source"], catalogue["angle"] = source, 360 * angle
     catalogue["scale"] = scales[0] * (scales[1] / scales[0]) ** scale
     half = catalogue["scale"] * cut.light.shape[-1] / 2
@@ -213,9 +208,7 @@ def _add_light(image: torch.Tensor, light: torch.Tensor, catalogue: np.ndarray, 
                 combine(patch, tile[:, top : top + patch.shape[1], left : left + patch.shape[2]], out=patch)
 
 
-def _warp(
-    stamps: torch.Tensor, side: int, level: int, rows: np.ndarray, box: int
-) -> tuple[torch.Tensor, np.ndarray]:
+def _warp(stamps: torch.Tensor, side: int, level: int, rows: np.ndarray, box: int) -> tuple:
     """Return the light (K, 3, box, box) and the field's pixel (x, y) that each box begins at.
 
     `stamps` have been halved `level` times; their side was `side`.

@@ -63,10 +63,8 @@ def check_stamps(galaxies: torch.Tensor) -> None:
     check_images(galaxies, name="galaxies")
     channels, height, width = galaxies.shape[1:]
     if channels != 3 or height != width or width < 16:
-        raise ValueError(
-            f"got stamps of shape {(channels, height, width)}, expected colour (3 channels), square, "
-            "16 px or more; repeat a grey image with x.repeat(1, 3, 1, 1)"
-        )
+        wanted = "colour (3 channels), square, 16 px or more; repeat a grey image with x.repeat(1, 3, 1, 1)"
+        raise ValueError(f"got stamps of shape {(channels, height, width)}, expected {wanted}")
 
 
 def _cut(galaxies: torch.Tensor, sigmas: float) -> tuple[torch.Tensor, ...]:
