@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from galnb.gans.layers import Add, Multiply
-from galnb.relevance import RULES, deletion_gate, graph, operators, polarized_relevance, relevance
+from galnb.relevance import RULES, deletion_gate, operators, polarized_relevance, relevance
 from galnb.relevance.graph import record, recording
 from galnb.relevance.operators import LAYERS
 from tests.golden_networks import draw, randomise
@@ -100,7 +100,7 @@ def test_unknown_layers_are_named_with_a_way_out(net):
         del LAYERS[Scale]
 
 
-# --- faults that users of such tools report ------------------------------------------------------------------
+# --- faults that users of such tools report ---
 
 
 def slope_times_input(model, images):
@@ -231,7 +231,7 @@ class Twice(nn.Module):
 
 def test_module_registered_twice_and_called_twice():
     model, images = randomise(Twice()), draw(2, 3, 6, 6)
-    names = [name for name, _, _ in graph._known_layers(model, "", set())]
+    names = [name for name, _, _ in operators.known_layers(model, "", set())]
     assert len(names) == len(set(names)) == 5
     check_epsilon(model, images)
     act, conv, norm = torch.nn.functional.leaky_relu, model.conv, model.norm
@@ -253,7 +253,7 @@ def test_module_registered_twice_and_called_twice():
 @pytest.mark.parametrize("features", [8, 6])
 @pytest.mark.parametrize("affine", [True, False])
 def test_batch_norm_of_rows_behind_a_linear_layer(features, affine):
-    """Linear puts its features last, BatchNorm1d scales axis 1: with as many rows as features it once mixed them up."""
+    """Linear puts its features last, BatchNorm1d scales axis 1: with 8 rows of 8 features both were mixed up."""
 
     class Rows(nn.Module):
         def __init__(self):
@@ -472,7 +472,7 @@ def test_casts_to_low_precision_inside_a_model_are_refused():
     tail = Between(lambda y: y)
     tail.last.append(nn.Identity())
     tail.forward = lambda x: nn.Module.__call__(tail.conv, x).half()
-    with pytest.raises(ValueError, match=r"casts its output to torch.float16"):
+    with pytest.raises(ValueError, match=r"returns torch.float16 of shape"):
         relevance(tail, draw(1, 2, 2, 2).float(), rule="zplus", seed=torch.ones(1, 4, 2, 2))
 
 

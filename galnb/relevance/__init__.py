@@ -103,14 +103,13 @@ def polarized_relevance(
 ) -> Polarized:
     """Compute the positive and the negative relevance map of a network with one output.
 
-    reading: "paper", Eq. 3 of Li et al. (2020) to the letter, its sign kept in every layer; "output", its sign
-        chosen at the last layer only; "composite", one signed map, signed contributions in the last two
+    reading: "paper", Eq. 3 of Li et al. (2020) to the letter, its sign kept in every layer; "output", that
+        sign chosen at the last layer only; "composite", one signed map, signed contributions in the last two
         layers, those of the unit's own sign below; "reference", one signed map of the differences to
         `references`, averaged over them, signed contributions in the upper half of the layers
-    bias: readings "paper" and "output" keep the biases in the denominators, as printed; their share then
-        leaks, so that Eq. 1 (conservation) holds only without
-    references: (K, C, H, W), needed by "reference": eight real and generated images, or one image of sky as
-        the cheap form
+    bias: "paper" and "output" keep the biases in the denominators, as printed; their share then leaks, so
+        that Eq. 1 (conservation) holds only without
+    references: (K, C, H, W), for "reference": eight real and generated images, or cheaper, one of sky
 
     R_i = sum_j [z_ij]± / (sum_k [z_kj]± + [b_j]±) R_j with z_ij = x_i w_ij (Eq. 3): products are truncated,
     not weights. Both maps of "paper" and "output" start from 1. On planted truth these two do not tell
@@ -166,9 +165,7 @@ def deletion_gate(
     images = _checked(images, "images")
     if images.ndim != 4 or polarized.positive.shape != images.shape or not 0 < share < 1:
         got = f"maps {tuple(polarized.positive.shape)} for images {tuple(images.shape)}, share {share}"
-        raise ValueError(
-            f"got {got}; expected maps of these images, (B, C, H, W), and a share between 0 and 1"
-        )
+        raise ValueError(f"got {got}; expected maps of these images (B, C, H, W), a share between 0 and 1")
     if fill is None:
         check_generator(generator)
         level = images.flatten(2).median(2).values[..., None, None]
@@ -177,9 +174,8 @@ def deletion_gate(
         fill = level + spread * torch.randn(images.shape, generator=generator).to(images)
     sides = zip(reversed(fill.shape), reversed(images.shape), strict=False)
     if fill.ndim > 4 or any(one not in (1, other) for one, other in sides) or not fill.isfinite().all():
-        raise ValueError(
-            f"fill has shape {tuple(fill.shape)}; expected finite values, broadcastable to {tuple(images.shape)}"
-        )
+        given, wanted = tuple(fill.shape), tuple(images.shape)
+        raise ValueError(f"fill has shape {given}; expected finite values, broadcastable to {wanted}")
     count, versions = max(1, round(share * images[0, 0].numel())), [images]
     for strength in polarized.per_pixel():
         weakest = strength.flatten(1).topk(count).values[:, -1].view(-1, 1, 1, 1)
@@ -243,9 +239,7 @@ def _fitting(references: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     references = references.to(images)
     for index, image in enumerate(images):
         if (references == image).all():
-            raise ValueError(
-                f"references equal image {index}, whose difference to them is 0: give other references"
-            )
+            raise ValueError(f"references equal image {index}: the difference is 0, give other references")
     return references
 
 

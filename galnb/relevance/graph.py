@@ -17,20 +17,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import signature
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from galnb.gans.layers import evaluating
-from galnb.relevance.operators import LAYERS, Call, Role, as_layer, norm_scale, padding_frame, prepare
-from galnb.relevance.rules import Rule, divide
+from galnb.relevance.operators import Call, Role, bind, cross, known_layers, padding_frame, prepare
+from galnb.relevance.rules import Rule
 
 LOW = (torch.float16, torch.bfloat16)  # too coarse for relevance: computed in float32 instead
-_Source = tuple[
-    list[torch.Tensor], bool
-]  # leaves that a tensor was copied from; are constants among it, too?
+# What a tensor was copied together from: noted leaves, and whether there are constants, too.
+_Source = tuple[list[torch.Tensor], bool]
 # Nodes of the autograd graph that only move or copy numbers: their gradient is the relevance.
 _COPIES = re.compile(
     r"(View|UnsafeView|Alias|Clone|ToCopy|Transpose|T|Permute|Squeeze|Unsqueeze|Expand|Repeat|Slice|Select|Index|"
@@ -43,7 +41,7 @@ _COPIES_IN_PLACE = ("copy_", "fill_", "zero_", "squeeze_", "unsqueeze_", "transp
 
 
 @dataclass
-class Tape:
+class _Tape:
     """Keep the calls of the last `record`, the images, the output, and weights prepared for the rules."""
 
     calls: list[Call] = field(default_factory=list)
@@ -75,15 +73,14 @@ def settled(model: nn.Module, device: str = "cpu") -> Iterator[None]:
 
 
 @contextmanager
-def recording(model: nn.Module, device: str = "cpu") -> Iterator[Tape]:
+def recording(model: nn.Module, device: str = "cpu") -> Iterator[_Tape]:
     """Patch the known layers of a model, `settled`, for the length of a `with` block.
 
-    Whatever happens inside, afterwards each layer has its own forward again. A layer with parameters whose
-    type `LAYERS` does not know is a ValueError.
+    Afterwards each layer has its own forward again, whatever happened inside.
     """
-    layers = list(_known_layers(model, "", set()))
+    layers = list(known_layers(model, "", set()))
     own = [(module, module.__dict__.get("forward")) for _, module, _ in layers]
-    tape = Tape()
+    tape = _Tape()
     try:
         for name, module, role in layers:
             module.forward = partial(_note, tape, name, module, role, module.forward)
@@ -96,20 +93,16 @@ def recording(model: nn.Module, device: str = "cpu") -> Iterator[Tape]:
                 module.forward = forward
 
 
-def record(tape: Tape, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def record(tape: _Tape, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Run the model once with its calls noted, merge batch norms where they may be, return the output."""
     with torch.enable_grad(), _Watch(tape):
         _run(tape, model, images)
-    if not isinstance(tape.output, torch.Tensor):
-        kind = type(tape.output).__name__
-        raise ValueError(f"the model returns a {kind}; wrap it so that it returns one tensor")
-    if tape.output.shape[:1] != images.shape[:1]:
-        got = f"{tuple(tape.output.shape)} for {len(images)} images"
-        raise ValueError(f"the model returns shape {got}; expected one row per image")
-    if tape.output.dtype in LOW:
-        raise ValueError(
-            f"the model casts its output to {tape.output.dtype}; expected float32: leave that out"
-        )
+    output, one = tape.output, "one tensor of float32 or float64, one row per image"
+    if not isinstance(output, torch.Tensor):
+        raise ValueError(f"the model returns a {type(output).__name__}; wrap it so that it returns {one}")
+    if output.shape[:1] != images.shape[:1] or output.dtype in LOW:
+        got = f"{output.dtype} of shape {tuple(output.shape)} for {len(images)} images"
+        raise ValueError(f"the model returns {got}; expected {one}")
     _check_in_place(tape, model, images)
     known = {id(tape.images), *(id(call.output) for call in tape.calls)}
     for call in tape.calls:
@@ -131,7 +124,7 @@ def record(tape: Tape, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def propagate(
-    tape: Tape, seed: torch.Tensor, rules: Sequence[Rule], *, references: int = 0, bias: bool = False
+    tape: _Tape, seed: torch.Tensor, rules: Sequence[Rule], *, references: int = 0, bias: bool = False
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Carry relevance from the recorded output back to the images; a record serves once.
 
@@ -152,7 +145,7 @@ def propagate(
         relevance = None if call.role == "merged" else waiting.pop(id(call.output), None)
         if relevance is None:
             continue
-        shares = _cross(call, relevance, rules[call.position], references, bias)
+        shares = cross(call, relevance, rules[call.position], references, bias)
         inputs = zip(call.inputs, shares, call.sources, strict=True)
         arrived = sum(_scatter(x, share, source, waiting) for x, share, source in inputs)
         if call.role != "pass" or call.sources[0][1]:
@@ -162,35 +155,10 @@ def propagate(
     return waiting[id(tape.images)], lost
 
 
-def _known_layers(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module, Role]]:
-    if id(module) in seen:  # registered twice
-        return
-    seen.add(id(module))
-    role = next((LAYERS[kind] for kind in type(module).__mro__ if _is_plain(module, kind)), None)
-    if role is None and next(module.parameters(recurse=False), None) is not None:
-        kind = type(module).__name__
-        raise ValueError(
-            f"layer {name or 'model'!r} is a {kind}, for which no relevance rule is known. Build it from "
-            "known layers (galnb.gans.layers.Add for sums), or say how relevance crosses it: "
-            f"galnb.relevance.operators.LAYERS[{kind}] = 'pass', 'norm', 'sum' or a function"
-        )
-    if role is None:
-        for child_name, child in module.named_children():
-            yield from _known_layers(child, f"{name}.{child_name}".lstrip("."), seen)
-    elif role != "copy":
-        yield name or type(module).__name__, module, role
-
-
-def _is_plain(module: nn.Module, kind: type) -> bool:
-    """Tell whether a module computes what its known base class does (as weight and spectral norm let it)."""
-    methods = ("forward", "_conv_forward")
-    return kind in LAYERS and all(getattr(type(module), m, 0) is getattr(kind, m, 0) for m in methods)
-
-
 class _Watch(TorchDispatchMode):
     """Refuse what changes numbers in place outside a known layer; autograd may show it as a copy."""
 
-    def __init__(self, tape: Tape):
+    def __init__(self, tape: _Tape):
         super().__init__()
         self.tape = tape
 
@@ -213,9 +181,8 @@ class _Watch(TorchDispatchMode):
             )
 
 
-def _run(tape: Tape, model: nn.Module, images: torch.Tensor) -> None:
-    """Run the model on channels-last images, which convolutions like, or where it reads `.view`, on plain ones."""
-    failure = None
+def _run(tape: _Tape, model: nn.Module, images: torch.Tensor) -> None:
+    """Run the model on channels-last images, which convolutions like; on plain ones if it reads `.view`."""
     for layout in (torch.channels_last, torch.contiguous_format)[images.ndim != 4 :]:
         tape.calls.clear()
         tape.images = images.detach().clone(memory_format=layout).requires_grad_()
@@ -224,20 +191,20 @@ def _run(tape: Tape, model: nn.Module, images: torch.Tensor) -> None:
             return
         except RuntimeError as error:
             failure = error
-    dtypes = {str(x.dtype) for x in model.parameters()} - {str(images.dtype)}
-    weights = f" (its weights are {', '.join(sorted(dtypes))})" if dtypes else ""
+    other = sorted({str(x.dtype) for x in model.parameters()} - {str(images.dtype)})
+    weights = f" (its weights are {', '.join(other)})" if other else ""
     last = traceback.extract_tb(failure.__traceback__)[-1]
     raise ValueError(
-        f"the model does not take images of shape {tuple(images.shape)} and {images.dtype}{weights}, or changes "
-        f"a tensor in place outside a layer: {failure}, at {last.line or last.name!r}"
+        f"the model does not take images of shape {tuple(images.shape)} and {images.dtype}{weights}, or "
+        f"changes a tensor in place outside a layer: {failure}, at {last.line or last.name!r}"
     ) from failure
 
 
-def _note(tape: Tape, name: str, module: nn.Module, role: Role, forward: Callable, *args, **kwargs):
+def _note(tape: _Tape, name: str, module: nn.Module, role: Role, forward: Callable, *args, **kwargs):
     """Run one layer apart from the graph and note the call; the graph goes on from a fresh leaf."""
     if tape.plain:
         return forward(*args, **kwargs)
-    inputs, forward = _bind(name, forward, args, kwargs)
+    inputs, forward = bind(name, forward, args, kwargs)
     if any(x.dtype in LOW for x in inputs):
         raise ValueError(f"layer {name!r} is given {inputs[0].dtype}; expected float32: leave that cast out")
     in_place, weight, bias = getattr(module, "inplace", False), None, None
@@ -246,8 +213,7 @@ def _note(tape: Tape, name: str, module: nn.Module, role: Role, forward: Callabl
         with torch.no_grad(), torch.autocast(inputs[0].device.type, enabled=False):
             output = forward(*(x.detach().clone() if in_place else x.detach() for x in inputs))
             if role == "weights":
-                # Read now, after the pre-forward hooks: the effective weight, also under spectral or weight
-                # norm.
+                # now, after the pre-forward hooks: the effective weight, also under spectral or weight norm
                 weight, bias = module.weight.detach(), module.bias
     finally:
         tape.inside = False
@@ -263,20 +229,7 @@ def _note(tape: Tape, name: str, module: nn.Module, role: Role, forward: Callabl
     return output.view_as(output)
 
 
-def _bind(name: str, forward: Callable, args: tuple, kwargs: dict) -> tuple[tuple, Callable]:
-    """Return the tensors of a call in the layer's own order, and the layer as a function of them alone."""
-    if not kwargs and all(isinstance(value, torch.Tensor) for value in args):
-        return args, forward
-    bound = signature(forward).bind(*args, **kwargs)
-    given = [(key, value) for key, value in bound.arguments.items() if value is not None]
-    inputs = [value for _, value in given if isinstance(value, torch.Tensor)]
-    other = {key: value for key, value in given if not isinstance(value, torch.Tensor)}
-    if not inputs or not other.keys() <= {"output_size"}:
-        raise ValueError(f"layer {name!r} is called with {other or 'nothing'}; expected tensors only")
-    return tuple(inputs), partial(forward, **other)
-
-
-def _check_in_place(tape: Tape, model: nn.Module, images: torch.Tensor) -> None:
+def _check_in_place(tape: _Tape, model: nn.Module, images: torch.Tensor) -> None:
     """Refuse a layer that works in place where what it overwrites is used again: noted, it kept a copy."""
     names = sorted({call.name for call in tape.calls if getattr(call.module, "inplace", False)})
     if not names:
@@ -302,22 +255,6 @@ def _merge(before: Call | None, norm: Call) -> None:
         before.name += f"+{norm.name}"
 
 
-def _cross(
-    call: Call, relevance: torch.Tensor, rule: Rule, references: int, bias: bool
-) -> tuple[torch.Tensor, ...]:
-    """Carry relevance (S, B, ...) from the output of a call to each of its inputs."""
-    if callable(call.role):
-        return call.role(call.module, call.inputs, relevance)
-    if call.role == "pass" or (call.role == "norm" and not bias):
-        return (relevance,)
-    if call.role == "norm":
-        signal = call.inputs[0] * norm_scale(call.module, call.inputs[0])
-        size, shift = signal.abs(), (call.output - signal).abs()
-        return (divide(relevance * size, size + shift, torch.zeros_like(size)),)
-    shares = rule(as_layer(call, references), relevance)
-    return shares.unbind(2) if len(call.inputs) > 1 else (shares,)
-
-
 def _source(tensor: torch.Tensor, name: str, known: set[int]) -> _Source:
     """Find the noted leaves that a tensor was copied together from, and whether constants are among it."""
     if not tensor.requires_grad:
@@ -331,12 +268,12 @@ def _source(tensor: torch.Tensor, name: str, known: set[int]) -> _Source:
         kind, before = node.name(), [one for one, _ in node.next_functions]
         if not _COPIES.fullmatch(kind):
             raise ValueError(
-                f"before {name!r} the model computes {kind} outside a known layer, where relevance "
-                "would go astray. Make it a module: galnb.gans.layers.Add for sums, nn.AvgPool2d for means, ..."
+                f"before {name!r} the model computes {kind} outside a known layer, where relevance would go "
+                "astray. Make it a module: galnb.gans.layers.Add for sums, nn.AvgPool2d for means, ..."
             )
-        if hasattr(node, "variable"):
-            mixed |= id(node.variable) not in known
-            found += [node.variable] if id(node.variable) in known else []
+        leaf = getattr(node, "variable", None)
+        found += [leaf] if id(leaf) in known else []
+        mixed |= leaf is not None and id(leaf) not in known
         mixed |= kind.startswith(("ConstantPad", "torch::autograd::CopySlices"))
         mixed |= None in before and kind.startswith(("Cat", "Stack"))
         waiting += [one for one in before if one is not None]

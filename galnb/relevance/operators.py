@@ -3,14 +3,16 @@
 Chapter 06, Polarized LRP.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
 
 import torch
 from torch import nn
 
 from galnb.gans.layers import Add, Concat, Gate, Multiply
-from galnb.relevance.rules import Layer
+from galnb.relevance.rules import Layer, Rule, divide
 
 _Parts = tuple[
     torch.Tensor, torch.Tensor | None, bool
@@ -79,6 +81,44 @@ class Call:
     prepared: tuple = (None, None, 0.0)
 
 
+def known_layers(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module, Role]]:
+    if id(module) in seen:  # registered twice
+        return
+    seen.add(id(module))
+    role = next((LAYERS[kind] for kind in type(module).__mro__ if _is_plain(module, kind)), None)
+    if role is None and next(module.parameters(recurse=False), None) is not None:
+        kind = type(module).__name__
+        raise ValueError(
+            f"layer {name or 'model'!r} is a {kind}, for which no relevance rule is known. Build it from "
+            "known layers (galnb.gans.layers.Add for sums), or say how relevance crosses it: "
+            f"galnb.relevance.operators.LAYERS[{kind}] = 'pass', 'norm', 'sum' or a function"
+        )
+    if role is None:
+        for child_name, child in module.named_children():
+            yield from known_layers(child, f"{name}.{child_name}".lstrip("."), seen)
+    elif role != "copy":
+        yield name or type(module).__name__, module, role
+
+
+def _is_plain(module: nn.Module, kind: type) -> bool:
+    """Tell whether a module computes what its known base class does (as weight and spectral norm let it)."""
+    methods = ("forward", "_conv_forward")
+    return kind in LAYERS and all(getattr(type(module), m, 0) is getattr(kind, m, 0) for m in methods)
+
+
+def bind(name: str, forward: Callable, args: tuple, kwargs: dict) -> tuple[tuple, Callable]:
+    """Return the tensors of a call in the layer's own order, and the layer as a function of them alone."""
+    if not kwargs and all(isinstance(value, torch.Tensor) for value in args):
+        return args, forward
+    bound = signature(forward).bind(*args, **kwargs)
+    given = [(key, value) for key, value in bound.arguments.items() if value is not None]
+    inputs = [value for _, value in given if isinstance(value, torch.Tensor)]
+    other = {key: value for key, value in given if not isinstance(value, torch.Tensor)}
+    if not inputs or not other.keys() <= {"output_size"}:
+        raise ValueError(f"layer {name!r} is called with {other or 'nothing'}; expected tensors only")
+    return tuple(inputs), partial(forward, **other)
+
+
 def prepare(call: Call, known: dict) -> None:
     """Bring a layer and the batch norm merged into it to the form that the rules take, once per weight.
 
@@ -96,7 +136,7 @@ def prepare(call: Call, known: dict) -> None:
     if bias is not None and not matrix:
         bias = bias.view(-1, *(1,) * (raw.ndim - 2))
     if norm is not None:
-        scale = norm_scale(norm, call.output)[0].detach()  # broadcasts against the outputs, as the bias does
+        scale = _norm_scale(norm, call.output)[0].detach()  # broadcasts against the outputs, as the bias does
         shift = 0.0 if norm.bias is None else norm.bias.view_as(scale)
         bias = ((0.0 if bias is None else bias) - norm.running_mean.view_as(scale)) * scale + shift
     bias = 0.0 if bias is None else bias.detach()
@@ -104,7 +144,23 @@ def prepare(call: Call, known: dict) -> None:
     call.prepared = (weight, scale, False), (magnitude, size, matrix), bias
 
 
-def as_layer(call: Call, references: int) -> Layer:
+def cross(
+    call: Call, relevance: torch.Tensor, rule: Rule, references: int, bias: bool
+) -> tuple[torch.Tensor, ...]:
+    """Carry relevance (S, B, ...) from the output of a call to each of its inputs."""
+    if callable(call.role):
+        return call.role(call.module, call.inputs, relevance)
+    if call.role == "pass" or (call.role == "norm" and not bias):
+        return (relevance,)
+    if call.role == "norm":
+        signal = call.inputs[0] * _norm_scale(call.module, call.inputs[0])
+        size, shift = signal.abs(), (call.output - signal).abs()
+        return (divide(relevance * size, size + shift, torch.zeros_like(size)),)
+    shares = rule(_as_layer(call, references), relevance)
+    return shares.unbind(2) if len(call.inputs) > 1 else (shares,)
+
+
+def _as_layer(call: Call, references: int) -> Layer:
     """Show a call to a rule: plain activations, or differences to each of the references in the last rows."""
     several = len(call.inputs) > 1
     inputs = torch.stack([x.detach() for x in call.inputs], 1) if several else call.inputs[0].detach()
@@ -208,7 +264,7 @@ def _weight_free(call: Call, shape: Sequence[int]) -> tuple[_Operator, _Operator
     return lambda x, _: call.forward(x.flatten(0, 1)).unflatten(0, x.shape[:2]), pull
 
 
-def norm_scale(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _norm_scale(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Return the factor by which a norm scales its input, statistics taken as constants."""
     weight = 1.0 if module.weight is None else module.weight
     if isinstance(module, nn.LayerNorm):
