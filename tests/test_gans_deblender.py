@@ -268,6 +268,23 @@ def test_floats_of_any_length_are_deblended(kind):
     assert gan.discriminator_loss(gan, batch, None)["total"].isfinite()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"galaxies": None}, "galaxies None; expected"),
+        ({"galaxies": torch.rand(4, 3, 3, 16, 16)}, "galaxies .4, 3, 3, 16, 16.; expected .B, 2, 3, 16, 16."),
+        ({"blended": torch.rand(4, 3, 32, 32)}, "blended .4, 3, 32, 32.; expected .B, 3, 16, 16."),
+        ({"blended": torch.rand(1, 3, 16, 16)}, "1 blended, 4 galaxies; expected one for each"),
+    ],
+)
+def test_losses_refuse_batches_that_do_not_fit(changes, message):
+    gan = deblender(TINY)
+    batch = {name: values for name, values in {**batches()(0), **changes}.items() if values is not None}
+    for loss in (gan.generator_loss, gan.discriminator_loss, gan.burn_in_loss):
+        with pytest.raises(ValueError, match=message):
+            loss(gan, batch, None)
+
+
 def test_deblend_refuses_what_is_no_deblender():
     for given, message in (
         (Checkpoint(deblender(TINY), {}, 0, {}), "Checkpoint"),
@@ -317,6 +334,7 @@ def test_deblend_refuses(options, message):
             {"discriminator_norm": "layer"},
             "discriminator_norm 'layer' is unknown; known are batch, group, none",
         ),
+        ({"seed": 0.5}, "seed=0.5: expected a whole number"),
         ({"discriminator_kernel": 5}, "discriminator_kernel 5 is unknown; known are 3, 4"),
     ],
 )

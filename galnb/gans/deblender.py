@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from galnb.checks import at_least, one_of
-from galnb.gans import Batch, Gan, Losses, check_gan, enter, in_batches, seeded, to_signed, to_unit
+from galnb.gans import Batch, Gan, Losses, check_gan, enter, images_of, in_batches, seeded, to_signed, to_unit
 from galnb.gans.layers import NORMS, Add, Gate, ResidualBlock
 from galnb.gans.losses import RECONSTRUCTIONS, discriminator_bce, feature_loss, generator_bce, match_galaxies
 from galnb.images import check_images
@@ -66,6 +66,7 @@ class DeblenderConfig:
         names = "size", "channels", "width", "root_blocks", "branch_blocks", "discriminator_width", "dense"
         at_least(1, **{name: getattr(self, name) for name in names})
         at_least(2, count=self.count)
+        at_least(0, seed=self.seed)
         at_least(0.0, headroom=self.headroom, adversarial_weight=self.adversarial_weight)
         for width, blocks in zip(self.widths, self.blocks, strict=False):
             at_least(1, widths=width), at_least(0, blocks=blocks)
@@ -192,11 +193,24 @@ class Discriminator(nn.Sequential):
         super().__init__(*layers, nn.Flatten(), dense, nn.LeakyReLU(0.2), nn.Linear(config.dense, 1))
 
 
+def _given(gan: Gan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blends and their galaxies as the networks take them; ValueError where a batch holds others."""
+    one = gan.config.channels, gan.config.size, gan.config.size
+    blended = images_of(batch, "blended", one)
+    galaxies = images_of(batch, "galaxies", (gan.config.count, *one))
+    if len(blended) != len(galaxies):
+        raise ValueError(
+            f"batch holds {len(blended)} blended, {len(galaxies)} galaxies; expected one for each"
+        )
+    return gan.prepare(blended), gan.prepare(galaxies)
+
+
 def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
     """Compare real galaxies with generated ones, all branches alike (one D shared by the branches)."""
-    real = gan.prepare(batch["galaxies"]).flatten(0, 1)
+    blended, galaxies = _given(gan, batch)
+    real = galaxies.flatten(0, 1)
     with torch.no_grad():
-        fake = gan.generator(gan.prepare(batch["blended"])).flatten(0, 1)
+        fake = gan.generator(blended).flatten(0, 1)
     real_logits, fake_logits = gan.discriminator(real), gan.discriminator(fake.to(real.dtype))
     return {
         "total": discriminator_bce(real_logits, fake_logits),
@@ -206,8 +220,9 @@ def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> L
 
 
 def _drawn_and_truth(gan: Gan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    drawn = gan.generator(gan.prepare(batch["blended"]))
-    return drawn, match_galaxies(drawn, gan.prepare(batch["galaxies"]))
+    blended, galaxies = _given(gan, batch)
+    drawn = gan.generator(blended)
+    return drawn, match_galaxies(drawn, galaxies)
 
 
 def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:

@@ -27,11 +27,10 @@ class LightweightConfig:
     size: side of an image, px: 64, 128, 256, 512.
     width: channels at 64 px; half as many at twice the side. Published 64.
     widest: most channels at any side, even and at least 4; published 512.
-    latent: length of the random vector that a galaxy is drawn from; published 256.
+    latent: length of the random vector of a galaxy; published 256. seed: of the first weights.
     augmentation: what happens to true and drawn images alike before the discriminator sees them.
     penalty: weight of the squared slope of the discriminator at true images.
     penalty_every: the slope is measured once in so many steps on average, and weighs as much more.
-    seed: of the first weights.
     """
 
     size: int = 64
@@ -48,6 +47,7 @@ class LightweightConfig:
             raise ValueError(f"augmentation is {self.augmentation!r}; expected an Augmentation(hue=...)")
         names = "size", "width", "widest", "latent", "penalty_every"
         at_least(1, **{name: getattr(self, name) for name in names})
+        at_least(0, seed=self.seed)
         at_least(0.0, penalty=self.penalty)
         if self.size < 64 or self.size & (self.size - 1):
             raise ValueError(f"size is {self.size}; expected 64, 128, 256, ...")

@@ -43,6 +43,7 @@ class RadioConfig:
 
     def __post_init__(self):
         at_least(1, size=self.size, width=self.width, latent=self.latent, classes=self.classes)
+        at_least(0, seed=self.seed)
         at_least(0.0, penalty=self.penalty)
         if self.size < 16 or self.size & (self.size - 1):
             raise ValueError(f"size is {self.size}; expected 16, 32, 64, 128, ...")
@@ -115,10 +116,20 @@ def _draw(gan: Gan, labels: torch.Tensor, generator: torch.Generator) -> torch.T
     return gan.generator(_noise(gan, labels, generator).to(labels.device), labels)
 
 
+def _given(gan: Gan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = images_of(batch, "images", (1, gan.config.size, gan.config.size)), batch.get("labels")
+    if labels is None or labels.shape != (len(images),) or labels.is_floating_point():
+        given = None if labels is None else f"{tuple(labels.shape)} {labels.dtype}"
+        raise ValueError(
+            f"batch holds {len(images)} images, labels {given}; expected a whole number for each"
+        )
+    return images, labels.long()
+
+
 def _critic_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
     """E D(G) - E D(x) + 10 E(|grad D| - 1)^2; as published, the generator draws here in eval mode."""
-    images = images_of(batch, "images", (1, gan.config.size, gan.config.size))
-    real, labels = gan.prepare(images), batch["labels"]
+    images, labels = _given(gan, batch)
+    real = gan.prepare(images)
     with evaluating(gan.generator), torch.no_grad():
         fake = _draw(gan, labels, generator).to(real.dtype)
     real_score, fake_score = gan.discriminator(real, labels).mean(), gan.discriminator(fake, labels).mean()
@@ -131,7 +142,7 @@ def _critic_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
 
 
 def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
-    labels = batch["labels"]
+    _, labels = _given(gan, batch)
     return {"total": -gan.discriminator(_draw(gan, labels, generator), labels).mean()}
 
 
@@ -161,7 +172,8 @@ def generate(gan: Gan, labels: torch.Tensor, *, generator: torch.Generator, batc
     known = range(gan.config.classes)
     fits = isinstance(labels, torch.Tensor) and labels.ndim == 1 and labels.dtype != torch.bool
     if not fits or labels.is_floating_point() or not set(labels.unique().tolist()) <= set(known):
-        given = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, torch.Tensor) else repr(labels)
+        tensor = isinstance(labels, torch.Tensor)
+        given = f"{tuple(labels.shape)} {labels.dtype}" if tensor else type(labels).__name__
         raise ValueError(f"labels {given}: expected shape (B,) of whole numbers in {known}")
     noise = torch.cat([_noise(gan, part, generator) for part in labels.split(_PIECE)])
     return in_batches(gan.generator, noise, labels.long(), batch=batch)

@@ -41,7 +41,7 @@ class VanillaConfig:
 
     def __post_init__(self):
         at_least(1, size=self.size, width=self.width, channels=self.channels)
-        at_least(0, latent=self.latent)
+        at_least(0, latent=self.latent, seed=self.seed)
         at_least(0.0, pixel_weight=self.pixel_weight)
         one_of("generator_loss", self.generator_loss, sorted(GENERATOR_LOSSES))
         if self.size < 16 or self.size & (self.size - 1):
