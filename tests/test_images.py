@@ -170,6 +170,9 @@ def test_sky_level_recovers_a_sky_under_sources(generator):
     _, oracle_level, oracle_noise = astropy.sigma_clipped_stats(image.numpy(), sigma=3, maxiters=20)
     assert abs(level - oracle_level) < 1e-4
     assert abs(noise - oracle_noise) < 1e-4
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        coarse = image.to(dtype)
+        assert sky_level(coarse) == sky_level(coarse.double().numpy())
     image[50, 50] = float("nan")
     assert abs(sky_level(image.numpy())[0] - level) < 1e-5
     with pytest.raises(ValueError, match="no finite pixel"):

@@ -11,12 +11,14 @@ _PARTS = 8  # a patch measures 1/8 of the shorter side ...
 PATCHES = 16  # ... and the darkest 16 of the 28 patches along the border are taken for sky
 
 
-def sky_level(image: np.ndarray, *, clip: float = 3.0) -> tuple[float, float]:
+def sky_level(image: np.ndarray | torch.Tensor, *, clip: float = 3.0) -> tuple[float, float]:
     """Measure level and noise of the sky (median, standard deviation) by sigma clipping.
 
     image: any shape and unit; NaN pixels are left out, only NaN is a ValueError.
     clip: pixels further than this many standard deviations from the median are dropped, until none are.
     """
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().double()  # NumPy has no bfloat16
     values = np.asarray(image, dtype=np.float64).ravel()
     values = values[np.isfinite(values)]
     if values.size == 0:

@@ -40,8 +40,7 @@ def galaxy_zoo(
     root: folder (with its subfolders, hidden ones aside) or zip of .jpg, .jpeg or .png files.
     size: side of a returned image, pixels, at most `crop`; it need not divide it (see `area_average`).
     crop: side of the central square that is kept, source pixels. `size=424, crop=424` gives whole frames.
-    limit: keep only the first so many, after the split.
-    split: None, "test" = the last 300 by sorted name, or "train" = the others.
+    split, limit: "test" = the last 300 by sorted name, "train" = the others; of these only the first so many.
     dtype: float32 in [0, 1], or torch.uint8 in 0..255, a quarter of the memory: 1,400 frames take 0.8 GB.
 
     Returns RGB sorted by path; the name is the file's, without ending, or the path where two files would
@@ -235,7 +234,7 @@ def fits_cutouts(
         raise ValueError(f"got files of {sorted(channels)} channels, expected the same in all")
     files = [{"file": path.name, **record} for path, record in zip(paths, records, strict=True)]
     how["softening"] = softening if stretch == "asinh" else None
-    short = len({path.name for path in paths}) == len(paths)
+    short = len({path.name for path in paths}) == len(paths)  # else two names would be equal
     names = tuple(path.name if short else path.as_posix() for path in paths)
     record = {"returned": len(images), **how, "files": files}
     return ImageSet(torch.stack(images), names, "FITS files", record=record)
