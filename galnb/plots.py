@@ -254,8 +254,10 @@ def _image(image: torch.Tensor, channels: Sequence[int] = ()) -> torch.Tensor:
     """Return one image or map as finite float64 on the CPU."""
     if not isinstance(image, torch.Tensor) or image.ndim != 3 or len(image) not in (channels or [len(image)]):
         found = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
-        expected = " or ".join(map(str, channels)) or "C"
-        raise ValueError(f"got {found}, expected one image ({expected}, H, W); of a batch take images[0]")
+        shape = f"({' or '.join(map(str, channels)) or 'C'}, H, W)"
+        raise ValueError(
+            f"got {found}, expected one image {shape}; of a batch take x[0], of a set .pixels[0]"
+        )
     if not (image.is_floating_point() or image.dtype == torch.bool):
         raise ValueError(
             f"got dtype {image.dtype}, expected floats in [0, 1]; from 8 bit use x.float() / 255"
