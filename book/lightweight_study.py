@@ -144,7 +144,7 @@ def memorised(generated: torch.Tensor, held_out: torch.Tensor, bank: torch.Tenso
     """Nearest training images of generated and of held-out images, each turned and mirrored every way."""
     near = [neighbours.nearest(part, bank, symmetries=True) for part in (generated, held_out)]
     levels = (0.95, 0.99) if len(held_out) >= 100 else (0.95,)
-    about = neighbours.memorisation(near[0].scores, near[1].scores, levels=levels)
+    about: neighbours.Memorisation = neighbours.memorisation(near[0].scores, near[1].scores, levels=levels)
     return {
         "generated": near[0].scores[:, 0].tolist(),
         "held_out": near[1].scores[:, 0].tolist(),

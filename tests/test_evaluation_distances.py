@@ -130,7 +130,7 @@ def test_intervals_cover_the_mean_over_other_draws(distance, count, size, genera
         found.append(distance(a, b, features="random"))
     mean = np.mean([one.value for one in found])
     assert np.mean([one.low <= mean <= one.high for one in found]) >= 0.88
-    errors = np.mean([(one.high - one.value) / distances.NORMAL for one in found])
+    errors = np.mean([(one.high - one.value) / distances._NORMAL for one in found])
     assert errors == pytest.approx(np.std([one.value for one in found]), rel=0.35)
 
 
@@ -216,7 +216,7 @@ def test_sets_of_another_kind_are_refused(distance, change, message, generator):
 def test_the_largest_vectors_give_numbers_and_gradients_are_left_out(distance, generator):
     a, b = normal(6, 3, generator).double().requires_grad_(), normal(6, 3, generator).double()
     assert distance(a, b, features="random") == distance(a.detach(), b, features="random")
-    large = [x.detach() / x.detach().abs().max() * distances.LARGEST for x in (a, b)]
+    large = [x.detach() / x.detach().abs().max() * distances._LARGEST for x in (a, b)]
     assert np.isfinite(dataclasses.astuple(distance(*large, features="random"))[:3]).all()
 
 

@@ -178,7 +178,8 @@ def test_summary_equals_numpy_and_leaves_out_nan():
         pytest.approx(array.mean()),
         pytest.approx(array.std()),
     )
-    for percentile in (5, 25, 50, 75, 95):
+    assert metrics.PERCENTILES == (5, 25, 50, 75, 95)
+    for percentile in metrics.PERCENTILES:
         assert found[f"p{percentile}"] == pytest.approx(np.percentile(array, percentile))
 
 

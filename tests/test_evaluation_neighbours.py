@@ -213,6 +213,7 @@ def test_a_planted_copy_is_found(noise, turn, generator):
     new[13] = (torch.rot90(copy, 1, (1, 2)).flip(-1) if turn else copy).clamp(0, 1)
     scores, control = (nearest(images, bank, symmetries=turn) for images in (new, held_out))
     found = memorisation(scores.scores, control.scores)
+    assert isinstance(found, neighbours.Memorisation)
     assert found.suspects[0] == 13 and found.quantiles[13] == 1 and scores.indices[13] == 66
     clean = memorisation(scores.scores[torch.arange(20) != 13], control.scores)
     assert clean.chances[0.95] > 0.01 and found.fractions[0.95][0] > clean.fractions[0.95][0]

@@ -278,6 +278,7 @@ def test_match_is_one_to_one_and_nearest_first():
     true = catalogue([(0, 0), (10, 0), (50, 50)], blank=[False, False, True])
     seen = catalogue([(1, 0), (2, 0), (50, 50), (11, 0)])
     agreed = mosaic.match(true, seen, radius=5)
+    assert isinstance(agreed, mosaic.Match)
     assert agreed.pairs.tolist() == [[0, 0], [1, 3]] and agreed.distances.tolist() == [1, 1]
     assert agreed.found.tolist() == [True, True, False], "blank space is nothing to find"
     assert agreed.real.tolist() == [True, False, False, True]

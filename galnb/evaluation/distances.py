@@ -13,8 +13,8 @@ from galnb import checks
 from galnb.gans.features import feature_network
 from galnb.images import check_images
 
-NORMAL = 1.959964  # half width of a 95 % interval in standard errors
-LARGEST = 1e25  # of a vector: its 12th power, in the variance of the kernel's slopes, is still a number
+_NORMAL = 1.959964  # half width of a 95 % interval in standard errors
+_LARGEST = 1e25  # of a vector: its 12th power, in the variance of the kernel's slopes, is still a number
 _ROUNDING = 1e-11  # of the variances: what is left of a distance that is 0
 
 
@@ -123,8 +123,8 @@ def _vectors(a: torch.Tensor, b: torch.Tensor, features: str | nn.Module) -> lis
         wanted = "equally many, at least 2: a distance depends on the count. Take the first N of each"
         raise ValueError(f"the sets hold {len(a)} and {len(b)} images; expected {wanted}")
     a, b = ((part if part.ndim == 2 else embed(part, features)).detach().double() for part in (a, b))
-    if a.shape != b.shape or not all((part.abs() <= LARGEST).all() for part in (a, b)):
-        given, wanted = f"{tuple(a.shape)} and {tuple(b.shape)}", f"with numbers up to {LARGEST:.0e}"
+    if a.shape != b.shape or not all((part.abs() <= _LARGEST).all() for part in (a, b)):
+        given, wanted = f"{tuple(a.shape)} and {tuple(b.shape)}", f"with numbers up to {_LARGEST:.0e}"
         raise ValueError(f"got vectors {given}; expected finite, of one length, {wanted}")
     return [a, b]
 
@@ -147,5 +147,5 @@ def _kernel_sums(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def _distance(value: float, least: float, slopes: list[torch.Tensor], features) -> Distance:
     """Put an interval about a value from its derivatives by the weight of each image."""
     n = len(slopes[0])
-    width = NORMAL * math.sqrt(sum(float(slope.var()) for slope in slopes) / n)
+    width = _NORMAL * math.sqrt(sum(float(slope.var()) for slope in slopes) / n)
     return Distance(value, max(value - width, least), value + width, n, _name(features))
