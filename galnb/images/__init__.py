@@ -117,5 +117,9 @@ from galnb.images.sources import RADIO_CLASSES as RADIO_CLASSES  # noqa: E402
 from galnb.images.sources import first_radio, fits_cutouts, galaxy10, galaxy_zoo  # noqa: E402
 
 SOURCES = {
-    read.__name__: read for read in (hubble_deep_field, galaxy_zoo, first_radio, galaxy10, fits_cutouts)
+    "hubble_deep_field": hubble_deep_field,
+    "galaxy_zoo": galaxy_zoo,
+    "first_radio": first_radio,
+    "galaxy10": galaxy10,
+    "fits_cutouts": fits_cutouts,
 }
