@@ -182,6 +182,8 @@ def test_a_file_of_yours_is_laid_over_what_it_is_like(tmp_path):
     assert experiment(file, "gpu").training == experiment("deblender-paper", "gpu").training
     both = my(tmp_path, '[a]\nlike = "radio-plain.laptop"\n[b]\nlike = "a"\nimages = 9\n')
     assert experiment(f"{both}:b", "gpu") == replace(experiment("radio-plain", "laptop"), images=9)
+    named = my(tmp_path, '[my-gpu]\nlike = "10_radio_gan"\n[b]\nlike = "my-gpu"\nminutes = 3\n')
+    assert experiment(f"{named}:b", "quick") == replace(experiment("10_radio_gan", "quick"), minutes=3)
     first = my(
         tmp_path, '[first]\nminutes = 1\nmemory_gib = 1\ngan = "vanilla"\nbatch_size = 4\ntraining = {}\n'
     )

@@ -100,7 +100,7 @@ def _unwrapped(gan: Gan) -> Iterable[tuple[str, str, torch.Tensor]]:
         state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
         while state and all(name.startswith("module.") for name in state):
             state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-        if fresh and (other := _differences(getattr(fresh, part).state_dict(), state)):
+        if fresh and (other := differences(getattr(fresh, part).state_dict(), state)):
             raise ValueError(
                 f"the {part} is not the network that its config builds: {', '.join(other[:3])} differ. Save "
                 "the network itself, not a wrapper around it, together with its own config"
@@ -108,7 +108,7 @@ def _unwrapped(gan: Gan) -> Iterable[tuple[str, str, torch.Tensor]]:
         yield from ((part, name, tensor) for name, tensor in state.items())
 
 
-def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Name the tensors that are missing, superfluous, or of another shape or kind of number."""
 
     def kind(tensor: Any) -> tuple | None:
@@ -157,7 +157,7 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
     for part in _PARTS:
         network = getattr(gan, part)
         own = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
-        if other := _differences(network.state_dict(), own):
+        if other := differences(network.state_dict(), own):
             raise ValueError(
                 f"{path}: the weights of the {part} do not fit its config: {', '.join(other[:3])}"
             )

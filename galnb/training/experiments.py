@@ -23,7 +23,7 @@ from galnb.gans.lightweight import LightweightConfig
 from galnb.gans.radio import RadioConfig
 from galnb.gans.vanilla import VanillaConfig
 from galnb.training import History, TrainingConfig, load_checkpoint, train
-from galnb.training.checkpoints import GANS
+from galnb.training.checkpoints import GANS, differences
 
 _PRESETS = ("quick", "laptop", "gpu")
 _FILE = Path(__file__).with_name("presets.toml")
@@ -126,8 +126,8 @@ def _resolved(
         if not isinstance(layer, dict):
             raise ValueError(f"{where}: {preset} = {layer!r}; expected a table of fields")
         if "like" in layer:
-            like = str(layer["like"])
-            other, _, at = like.rpartition(".") if like.endswith(_PRESETS) else (like, "", preset)
+            other, _, at = str(layer["like"]).rpartition(".")
+            other, at = (other, at) if other and at in _PRESETS else (str(layer["like"]), preset)
             found, more = _resolved(tables, other, at, where, (*seen, (name, preset)))
             values, presets = _merged(values, found), presets | more
         values = _merged(values, {key: value for key, value in layer.items() if key != "like"})
@@ -143,11 +143,11 @@ def _merged(values: Mapping, more: Mapping) -> dict[str, Any]:
 def _built(kind: type, values: Any) -> Any:
     """Build a frozen dataclass from a table; ValueError names a field of another type."""
     hints = get_type_hints(kind)
-    for name in hints.keys() & values if isinstance(values, dict) else ():
-        hint, value = hints[name], values[name]
+    for name, value in values.items() if isinstance(values, dict) else ():
+        hint = hints.get(name, Any)
         if is_dataclass(hint) and isinstance(value, dict):
             values = {**values, name: _built(hint, value)}
-        elif not _fits(value, hint):
+        elif hint is not Any and not _fits(value, hint):
             raise ValueError(f"{kind.__name__}: {name} = {value!r}, expected {formatannotation(hint)}")
     return from_json(kind, values)
 
@@ -172,15 +172,14 @@ def _blends(sources: Mapping[str, str], plan: GanExperiment, seed: int) -> Calla
     few = max(1, plan.batch_size // 16) if len(sources) > 1 else plan.batch_size
     if "galaxyzoo" in sources:
         frames = _galaxy_zoo(sources["galaxyzoo"], plan, size=424, crop=424, dtype=torch.uint8)
-        common_zoo = {"perturbation": Perturbation(fill=plan.fill), "turn_first": plan.turn_first, **common}
+        how = {"perturbation": Perturbation(fill=plan.fill), "turn_first": plan.turn_first, **common}
         many = plan.batch_size - few * (len(sources) > 1)
-        made.append(blend_batches(frames, batch_size=many, crop=240, size=size, **common_zoo))
+        made.append(blend_batches(frames, batch_size=many, crop=240, size=size, **how))
     if "hubble" in sources:
         # A Hubble stamp has no surroundings to turn in; zeros would fill a third of it.
-        common |= {"perturbation": Perturbation(fill="reflect")} | (
-            {} if made else {"turn_first": plan.turn_first}
-        )
-        made.append(blend_batches(images.hubble_deep_field(size=size).pixels, batch_size=few, **common))
+        how = {"perturbation": Perturbation(fill="reflect"), **common}
+        how["turn_first"] = 0.0 if made else plan.turn_first
+        made.append(blend_batches(images.hubble_deep_field(size=size).pixels, batch_size=few, **how))
     return mix_batches(*made)
 
 
@@ -247,9 +246,7 @@ def run(
     """
     plan = experiment(name, preset)
     if isinstance(plan, Experiment):
-        raise ValueError(
-            f"{name!r} has no gan to train; give deblender-bounded, radio-plain, ... or a .toml file"
-        )
+        raise ValueError(f"{name!r} has no gan to train; give deblender-bounded, ... or a .toml file")
     training = plan.training if steps is None else replace(plan.training, steps=steps)
     make, known = _DATA[plan.gan]
     data = data or known[0]
@@ -261,14 +258,12 @@ def run(
         "name": _tables(name)[1], "preset": preset, "data": ",".join(sources), "split": "train",
         "batch_size": plan.batch_size, "images": plan.images,
     }  # fmt: skip
-    options = {}
+    if features and plan.gan != "deblender":
+        raise ValueError(f"{name} takes no features ({features!r}); only a deblender has a burn-in")
     if plan.gan == "deblender":
         story |= {"rule": plan.rule, "fill": plan.fill, "turn_first": plan.turn_first}
-    if features:
-        if plan.gan != "deblender":
-            raise ValueError(f"{name} takes no features ({features!r}); only a deblender has a burn-in")
-        story, options = {**story, "features": features}, {"features": feature_network(features)}
-    gan = GANS[plan.gan][1](plan.model, **options)
+    story |= {"features": features} if features else {}
+    gan = GANS[plan.gan][1](plan.model, **({"features": feature_network(features)} if features else {}))
     story |= _begin_with(gan, start) if start else {}
     batches, how = make(sources, plan, training.seed), {"resume": resume, "overwrite": overwrite}
     return train(gan, batches, training, folder=folder, experiment=story, progress=progress, **how)
@@ -279,10 +274,7 @@ def _begin_with(gan: Gan, start: str | Path) -> dict[str, str]:
     given, taken = load_checkpoint(start).gan, []
     for part in ("generator", "discriminator"):
         mine, other = getattr(gan, part), getattr(given, part).state_dict()
-        shapes = [
-            {name: tensor.shape for name, tensor in state.items()} for state in (mine.state_dict(), other)
-        ]
-        if shapes[0] == shapes[1]:
+        if not differences(mine.state_dict(), other):
             mine.load_state_dict(other)
             taken.append(part)
     if "generator" not in taken:

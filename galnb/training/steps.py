@@ -148,19 +148,16 @@ def take_step(
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
     """Let gradients pass and change nothing: batch statistics neither, or they would count fakes twice."""
-    weights = [weight for weight in network.parameters() if weight.requires_grad]
-    norms = [module for module in network.modules() if getattr(module, "track_running_stats", False)]
+    switched = [(weight, "requires_grad") for weight in network.parameters() if weight.requires_grad]
+    norms = (module for module in network.modules() if getattr(module, "track_running_stats", False))
+    switched += [(norm, "track_running_stats") for norm in norms]
     try:
-        for weight in weights:
-            weight.requires_grad_(False)
-        for norm in norms:
-            norm.track_running_stats = False
+        for thing, switch in switched:
+            setattr(thing, switch, False)
         yield
     finally:
-        for weight in weights:
-            weight.requires_grad_(True)
-        for norm in norms:
-            norm.track_running_stats = True
+        for thing, switch in switched:
+            setattr(thing, switch, True)
 
 
 def _descend(
