@@ -134,8 +134,9 @@ def test_bad_input(name):
 
 
 def test_centres_must_fit():
-    with pytest.raises(ValueError, match=r"expected \(1, 2, 2\)"):
-        classical.symmetry_templates(torch.zeros(1, 3, 40, 40), centres=torch.zeros(2, 2))
+    for centres in (torch.zeros(2, 2), torch.full((1, 2, 2), torch.nan), [[[0, 0], [1, 1]]]):
+        with pytest.raises(ValueError, match=r"centres: got .*, expected finite \(x, y\), \(1, 2, 2\)"):
+            classical.symmetry_templates(torch.zeros(1, 3, 40, 40), centres=centres)
 
 
 @pytest.mark.parametrize(

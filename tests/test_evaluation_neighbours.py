@@ -152,8 +152,9 @@ def test_bad_images_are_refused(sky):
         nearest(sky[:1], sky, symmetries=True)
     with pytest.raises(ValueError, match="count=0"):
         nearest(sky[:1], sky, count=0)
-    with pytest.raises(ValueError, match="data_range is 0"):
-        nearest(sky[:1], sky, data_range=0)
+    for wrong in (0, None, "1"):
+        with pytest.raises(ValueError, match=f"data_range is {wrong}"):
+            nearest(sky[:1], sky, data_range=wrong)
 
 
 @pytest.mark.parametrize(("level", "data_range"), [(10.0, 1.0), (1000.0, 1.0), (0.9, 0.001)])

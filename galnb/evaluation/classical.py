@@ -98,8 +98,11 @@ def symmetry_templates(
     al. 2018, PASJ 70, S5), with weights and monotony, which are left out.
     """
     channels, level, noise = sky_and_noise(blended)
-    if centres is not None and centres.shape != (len(blended), 2, 2):
-        raise ValueError(f"got centres of shape {tuple(centres.shape)}, expected {(len(blended), 2, 2)}")
+    if centres is not None:
+        fits = isinstance(centres, torch.Tensor) and centres.shape == (len(blended), 2, 2)
+        if not fits or not centres.isfinite().all():
+            given = f"{type(centres).__name__} of shape {tuple(getattr(centres, 'shape', ()))}"
+            raise ValueError(f"centres: got {given}, expected finite (x, y), {(len(blended), 2, 2)}")
     images = _array(blended)
     parts = np.repeat(np.broadcast_to(channels[..., None, None], images.shape)[:, None], 2, axis=1)
     for index, (image, part) in enumerate(zip(images, parts, strict=True)):

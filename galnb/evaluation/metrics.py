@@ -8,6 +8,7 @@ and values that are not finite or spread wider than `data_range` (largest minus 
 """
 
 import math
+from numbers import Real
 
 import numpy as np
 import torch
@@ -95,9 +96,9 @@ def apertures(
     _check(truth)
     lead, (h, w) = truth.shape[:-3], truth.shape[-2:]
     offsets = torch.zeros(*lead, 2) if offsets is None else offsets
-    if offsets.shape != (*lead, 2):
-        given = tuple(offsets.shape)
-        raise ValueError(f"offsets have shape {given}; expected {(*lead, 2)}, (x, y) per image")
+    if not isinstance(offsets, torch.Tensor) or offsets.shape != (*lead, 2) or not offsets.isfinite().all():
+        given = f"{type(offsets).__name__} of shape {tuple(getattr(offsets, 'shape', ()))}"
+        raise ValueError(f"offsets: got {given}; expected a finite tensor {(*lead, 2)}, (x, y) per image")
     light = truth.flatten(0, -4).double().sum(1, keepdim=True)
     sky, noise = _sky(light)
     kernel = torch.tensor(DETECTION_KERNEL, dtype=light.dtype, device=light.device)
@@ -171,7 +172,7 @@ def _pair(a: torch.Tensor, b: torch.Tensor, data_range: float = math.inf) -> lis
     lows, highs = zip(_check(a), _check(b), strict=True)
     if a.shape != b.shape:
         raise ValueError(f"got shapes {tuple(a.shape)} and {tuple(b.shape)}; expected the same")
-    if not data_range > 0:
+    if not isinstance(data_range, Real) or not data_range > 0:
         raise ValueError(f"data_range is {data_range}; expected a number > 0, 1 for images in [0, 1]")
     low, high = min(lows), max(highs)
     slack = max(1e-4, *(torch.finfo(part.dtype).eps for part in (a, b)))  # bfloat16 rounds 3000 to 3008
@@ -206,9 +207,9 @@ def _lights(estimate: torch.Tensor, truth: torch.Tensor, aperture: torch.Tensor)
     """Return the summed channels above the sky of both, (..., H, W), zero outside the aperture."""
     expected, found = (*truth.shape[:-3], 1, *truth.shape[-2:]), []
     for images in _pair(estimate, truth):
-        if aperture.shape != expected or aperture.dtype != torch.bool:
-            given = f"{aperture.dtype} {tuple(aperture.shape)}"
-            raise ValueError(f"aperture is {given}; expected bool {expected}")
+        kind, shape = getattr(aperture, "dtype", type(aperture)), tuple(getattr(aperture, "shape", ()))
+        if shape != expected or kind != torch.bool:
+            raise ValueError(f"aperture is {kind} {shape}; expected bool {expected}")
         light = images.flatten(0, -4).double().sum(1, keepdim=True)
         found.append(((light - _sky(light)[0]).reshape(expected) * aperture)[..., 0, :, :])
     return found

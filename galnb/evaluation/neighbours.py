@@ -6,6 +6,7 @@ Chapter 13, New galaxies.
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -219,7 +220,7 @@ def _pieces(bank, most: int) -> Iterator[torch.Tensor]:
 
 def _check_images(images: torch.Tensor, count: int, data_range: float, symmetries: bool) -> None:
     checks.at_least(1, count=count)
-    if not 1e-6 <= data_range <= 1e9:
+    if not isinstance(data_range, Real) or not 1e-6 <= data_range <= 1e9:
         raise ValueError(f"data_range is {data_range}; expected 1e-6 to 1e9, 1 for images in [0, 1]")
     floats = isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point()
     if not floats or not len(images):
