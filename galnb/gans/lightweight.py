@@ -12,8 +12,7 @@ from torch.nn import functional
 
 from galnb.checks import at_least, check_generator
 from galnb.gans import Batch, Gan, Losses, check_gan, enter, images_of, in_batches, seeded
-from galnb.gans.augmentation import Augmentation, augment
-from galnb.gans.layers import Add, Multiply
+from galnb.gans.layers import Add, Augmentation, Multiply, augment
 from galnb.gans.losses import discriminator_hinge, generator_hinge
 
 _EXCITED = 16  # maps of side s are scaled by those of side s / 16

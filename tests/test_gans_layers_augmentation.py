@@ -8,7 +8,7 @@ import pytest
 import torch
 from skimage.color import hsv2rgb, rgb2hsv
 
-from galnb.gans.augmentation import Augmentation, augment, rotate_hue
+from galnb.gans.layers import Augmentation, augment, rotate_hue
 
 NONE = Augmentation(hue=0.0, translation=0.0, cutout=0.0)
 
