@@ -30,6 +30,7 @@ from galnb.blending import batches
 from galnb.files import write_atomically
 from galnb.gans import Gan, deblender
 from galnb.gans.losses import discriminator_bce
+from galnb.images import turned
 from galnb.training import experiments
 
 FILLS, SEEDS = ("zeros", "reflect", "noise"), (0, 1, 2, 3, 4)
@@ -79,7 +80,7 @@ def train_judge(gan: Gan, bank: tuple[torch.Tensor, ...], share: float, seed: in
         turn = int(torch.randint(8, (), generator=draw))
         real, clean, error = (part[chosen] for part in bank)
         images = torch.cat([real, (clean + share * error).clamp(0, 1)])
-        real_logits, fake_logits = judge(gan.prepare(batches.turned(images, turn))).chunk(2)
+        real_logits, fake_logits = judge(gan.prepare(turned(images, turn))).chunk(2)
         optimizer.zero_grad()
         discriminator_bce(real_logits, fake_logits).backward()
         optimizer.step()

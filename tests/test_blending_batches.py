@@ -145,12 +145,12 @@ def test_mixed_batches_stand_one_after_another():
         (images(), {"turn_first": 0.5}, r"got \(16, 16\) px and crop 16; .*at least 22\.6 px"),
         (images(size=33), {"turn_first": 0.5, "crop": 25}, r"got \(33, 33\) px and crop 25"),
         (images(size=33), {"turn_first": 0.5, "crop": 16}, "expected an even margin"),
-        (images().numpy(), {}, "images: got a ndarray"),
+        (images().numpy(), {}, "images: got ndarray"),
         (images(2), {"count": 3}, "got 2 images for blends of 3 galaxies"),
         (images() * 255, {}, "images: got values"),
         (images()[0], {}, "images: got shape"),
         (images()[0].byte(), {}, "images: got shape"),
-        (list(images()), {}, r"images: got a list.*torch\.stack"),
+        (list(images()), {}, r"images: got list.*torch\.stack"),
     ],
 )
 def test_bad_input_is_refused_before_training(bank, options, message):

@@ -320,7 +320,7 @@ def test_an_image_set_is_no_field(generator):
     found = images.ImageSet(torch.zeros(2, 3, 32, 32), ("a", "b"), "nowhere")
     with pytest.raises(ValueError, match=r"got ImageSet, expected one image .*\.pixels\[0\]"):
         detect(found)
-    with pytest.raises(ValueError, match="got a ImageSet"):
+    with pytest.raises(ValueError, match="got ImageSet"):
         classical.sep_segments(found)
 
 

@@ -22,12 +22,12 @@ def test_check_images_lets_the_convention_pass(random_images):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x.numpy(), "a ndarray, expected a torch.Tensor; use torch.from_numpy"),
+        (lambda x: x.numpy(), "ndarray, expected a torch.Tensor; use torch.from_numpy"),
         (lambda x: x.permute(0, 2, 3, 1).numpy(), r"last: use torch.from_numpy\(...\).permute\(0, 3, 1, 2\)"),
         (lambda x: x.permute(0, 2, 3, 1), r"\(4, 16, 16, 3\).*last: use x.permute\(0, 3, 1, 2\)"),
-        (lambda x: list(x), r"a list.*torch.stack"),
-        (lambda x: ImageSet(x, tuple("abcd"), "noise"), "a ImageSet.*give its .pixels"),
-        (lambda x: None, "a NoneType"),
+        (lambda x: list(x), r"list.*torch.stack"),
+        (lambda x: ImageSet(x, tuple("abcd"), "noise"), "ImageSet.*give its .pixels"),
+        (lambda x: None, "NoneType"),
         (lambda x: (x * 255).to(torch.uint8), r"uint8, expected floats in \[0, 1\].*/ 255"),
         (lambda x: x * 255, r"to 2[0-9]+.*expected \[0, 1\].*divide by 255"),
         (lambda x: x * 2 - 1, r"from -0.9.*\(x \+ 1\) / 2"),

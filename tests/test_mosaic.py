@@ -390,7 +390,7 @@ def test_stamps_of_another_precision(kind):
 def test_what_is_no_stamp_is_named():
     found = images.ImageSet(torch.zeros(2, 3, 32, 32), ("a", "b"), "nowhere")
     for call in (mosaic.cut_out, lambda x: mosaic.blank(x, 1)):
-        with pytest.raises(ValueError, match="got a ImageSet"):
+        with pytest.raises(ValueError, match="got ImageSet"):
             call(found)
     with pytest.raises(ValueError, match="generator is 0"):
         mosaic.compose(torch.zeros(2, 3, 32, 32), size=64, placements=1, generator=0)

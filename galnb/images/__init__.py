@@ -49,7 +49,7 @@ def check_images(images: torch.Tensor, *, name: str = "images", frames: bool = F
         check_images((images[:1] if images.ndim == 4 else images) / 255, name=name)
         return images
     if not isinstance(images, torch.Tensor):
-        hint = f"a {type(images).__name__}, expected a torch.Tensor; " + _way_to_tensor(images)
+        hint = f"{type(images).__name__}, expected a torch.Tensor; " + _way_to_tensor(images)
     elif not images.is_floating_point():
         hint = f"dtype {images.dtype}, expected floats in [0, 1]; from 8 bit use x.float() / 255"
     elif images.ndim != 4 or 0 in images.shape:
