@@ -13,8 +13,10 @@ from torch import nn
 from galnb import evaluation, images
 from galnb.blending import BLEND_RULES, Blends
 from galnb.gans import Gan, to_signed
+from galnb.gans.layers import evaluating
 from galnb.images import sources
 from galnb.training import load_checkpoint
+from galnb.training.checkpoints import shipped_names
 
 
 def galaxy(x, y, *, flux=0.5, size=64):
@@ -245,6 +247,17 @@ def test_a_judge_takes_images_of_any_precision(kind, generator):
     true, drawn = ((torch.rand(4, 2, 1, 8, 8, generator=generator)).half().float() for _ in range(2))
     wanted = evaluation.judge_figures(judged(Planted()), true, drawn)
     assert evaluation.judge_figures(judged(Planted()), true.to(kind), drawn.to(kind)) == wanted
+
+
+@pytest.mark.parametrize("name", [*shipped_names("deblender"), *shipped_names("phantom")])
+def test_every_shipped_judge_says_the_same_alone_and_in_any_batch(name, generator):
+    gan = load_checkpoint(name).gan
+    galaxies = gan.prepare(torch.rand(5, 3, 80, 80, generator=generator) ** 4)
+    with evaluating(gan.discriminator), torch.no_grad():
+        alone = torch.cat([gan.discriminator(image) for image in galaxies.split(1)])
+        for size in (2, 5):
+            batch = torch.cat([gan.discriminator(part) for part in galaxies.split(size)])
+            assert torch.allclose(batch, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_a_shipped_judge_has_figures(blends):

@@ -126,8 +126,8 @@ def judge_figures(gan: Gan, true: torch.Tensor, drawn: torch.Tensor) -> dict:
     A dict that JSON can hold, each figure a list over the N positions: ``auc``, the chance that a true
     galaxy's logit lies above a drawn one's (ties count half); ``true_called_fake`` and ``drawn_called_real``,
     shares with a logit below 0, and not below 0; ``cross_entropy`` in nats, the mean over both kinds (0.693:
-    a guess). ``images``: B;
-    ``batch_dependent``: whether a layer of the judge sees other images of its batch while it trains.
+    a guess). ``images``: B; ``batch_dependent``: whether the judge's layers see other images of a batch while
+    it trains.
     """
     if not isinstance(gan, Gan):
         raise ValueError(f"gan is a {type(gan).__name__}; expected a Gan, such as load_checkpoint(...).gan")
