@@ -300,10 +300,10 @@ def test_deblend_refuses_what_is_no_deblender():
         ({"count": 3}, "count is 3, but this deblender was built for 2"),
         ({"symmetries": 4}, "symmetries 4 is unknown; known are 1, 8"),
         ({"batch": 0}, "batch=0: expected a whole number of at least 1"),
-        ({"blended": torch.rand(1, 1, 16, 16)}, "blended has 1 channels; this deblender takes 3"),
+        ({"blended": torch.rand(1, 1, 16, 16)}, "blended is .1, 1, 16, 16.; this deblender takes 3 channels"),
         (
             {"blended": torch.rand(1, 3, 18, 16)},
-            "blended is 18 x 16 px; this deblender takes multiples of 4 px",
+            "blended is .1, 3, 18, 16.; .* 3 channels, sides in multiples of 4 px",
         ),
         ({"blended": torch.rand(3, 16, 16)}, "blended: got shape"),
         ({"blended": 2 * torch.rand(1, 3, 16, 16) + 1}, "blended: got values"),

@@ -273,11 +273,9 @@ def deblend(
     one_of("symmetries", symmetries, (1, 8))
     if count != config.count:
         raise ValueError(f"count is {count}, but this deblender was built for {config.count} galaxies")
-    if channels != config.channels:
-        raise ValueError(f"blended has {channels} channels; this deblender takes {config.channels}")
-    if any(side % config.multiple for side in sides):
-        given = f"{sides[0]} x {sides[1]} px"
-        raise ValueError(f"blended is {given}; this deblender takes multiples of {config.multiple} px")
+    if channels != config.channels or any(side % config.multiple for side in sides):
+        wanted = f"{config.channels} channels, sides in multiples of {config.multiple} px"
+        raise ValueError(f"blended is {tuple(blended.shape)}; this deblender takes {wanted}")
 
     def draw(part: torch.Tensor) -> torch.Tensor:
         total = 0

@@ -18,9 +18,8 @@ def discriminator_bce(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> t
 
     BCE(D(x), 1) + BCE(D(G), 0), the minimax loss of Goodfellow et al. 2014.
     """
-    return functional.binary_cross_entropy_with_logits(
-        real_logits, torch.ones_like(real_logits)
-    ) + functional.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+    false = functional.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+    return generator_bce(real_logits) + false
 
 
 def generator_bce(fake_logits: torch.Tensor) -> torch.Tensor:

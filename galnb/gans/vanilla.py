@@ -47,10 +47,8 @@ class VanillaConfig:
         if self.size < 16 or self.size & (self.size - 1):
             raise ValueError(f"size is {self.size}; expected 16, 32, 64, ...")
         if self.pixel_weight and not self.condition:
-            raise ValueError(
-                f"pixel_weight is {self.pixel_weight}; expected 0, or more with condition=True: what is "
-                "drawn from noise has no truth to be measured against"
-            )
+            given = f"pixel_weight is {self.pixel_weight}; expected 0, or more with condition=True"
+            raise ValueError(f"{given}: what is drawn from noise has no truth to be measured against")
 
     @property
     def widths(self) -> list[int]:
@@ -179,8 +177,7 @@ def generate(gan: Gan, count: int, *, generator: torch.Generator, batch: int = 2
     check_gan(gan, "vanilla")
     if gan.config.condition:
         raise ValueError(
-            "this 'vanilla' GAN has a condition, generate needs one that starts from noise; "
-            "with a condition: complete(gan, images)"
+            "this 'vanilla' GAN has a condition, generate needs one without: complete(gan, images)"
         )
     at_least(1, count=count)
     check_generator(generator)
@@ -195,9 +192,7 @@ def complete(gan: Gan, images: torch.Tensor, *, batch: int = 256) -> torch.Tenso
     """
     check_gan(gan, "vanilla")
     if not gan.config.condition:
-        raise ValueError(
-            "this 'vanilla' GAN does not start from an image; complete needs one trained with condition=True"
-        )
+        raise ValueError("this 'vanilla' GAN does not start from an image; complete needs condition=True")
     check_images(images)
     images_of({"images": images}, "images", _shape(gan))
     return in_batches(gan.generator, gan.prepare(images), batch=batch)
