@@ -218,6 +218,8 @@ def test_a_checkpoint_that_does_not_fit_says_so(clean):
     size = checkpoint.gan.config.size
     with pytest.raises(ValueError, match=rf"\(3, 48, 48\), but the checkpoint takes \(3, {size}, {size}\)"):
         audit(clean, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="got str, expected what load_checkpoint returns"):
+        audit(clean, checkpoint="deblender-bounded")
     grey = F.interpolate(clean[:4, :1], size=(size, size))
     with pytest.raises(ValueError, match="but the checkpoint takes"):
         audit(grey, checkpoint=checkpoint)
@@ -345,10 +347,22 @@ def test_straight_edges_are_found_with_their_angle_and_curved_ones_are_not(gener
     assert straight_edges(maps * (1 + 0.5 * ring))[0].median() < strength.median()
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(3, 8, 8), torch.zeros(0, 3, 48, 48), [1, 2]])
-def test_wrong_shapes_are_refused(bad):
-    with pytest.raises(ValueError, match=r"expected \(batch, channel, height, width\)"):
+@pytest.mark.parametrize(
+    ("bad", "cure"),
+    [
+        (torch.zeros(3, 8, 8), "join single images with torch.stack"),
+        (torch.zeros(0, 3, 48, 48), "none 0"),
+        ([torch.zeros(3, 48, 48)], "join single images with torch.stack"),
+        (sources.ImageSet(torch.zeros(1, 3, 48, 48), ("one",), "by hand"), "give its .pixels"),
+    ],
+)
+def test_wrong_shapes_are_refused(bad, cure):
+    with pytest.raises(ValueError, match=rf"expected \(batch, channel, height, width\).*{cure}"):
         audit(bad)
+
+
+def test_channels_last_are_read_as_such(clean):
+    assert audit(clean.permute(0, 2, 3, 1)).counts == audit(clean).counts == {}
 
 
 def test_images_too_small_to_audit_are_refused():

@@ -211,7 +211,7 @@ def test_each_image_is_drawn_by_the_checkpoint_named_for_it(tmp_path):
     drawn = draw_from(paths, choice, labels, generator=torch.Generator().manual_seed(0))
     grey = (drawn == 0.5).all(1).all(1).all(1)  # without weights tanh's place holder is 0, grey in [0, 1]
     assert grey.tolist() == [False, True, True, False, False]
-    with pytest.raises(ValueError, match="expected one each"):
+    with pytest.raises(ValueError, match="not one each"):
         draw_from(paths, choice[:2], labels, generator=torch.Generator())
 
 

@@ -259,14 +259,16 @@ def _of_model(table: dict[str, np.ndarray], read: Callable, checkpoint) -> Itera
     """Ask the discriminator of a checkpoint for straight edges."""
     from galnb.relevance import polarized_relevance
 
+    if not hasattr(checkpoint, "gan"):
+        raise ValueError(
+            f"checkpoint: got {type(checkpoint).__name__}, expected what load_checkpoint returns"
+        )
     gan, shapes = checkpoint.gan, list(map(tuple, table["shape"].tolist()))
     wanted = (getattr(gan.config, "channels", 3), gan.config.size, gan.config.size)
     if wrong := sorted(set(shapes) - {wanted}):
-        raise ValueError(
-            f"images of (channels, height, width) {', '.join(map(str, wrong[:3]))}, but the checkpoint takes "
-            f"{wanted}; read them as its chapter does and audit those, as images.galaxy_zoo(folder, "
-            f"size={wanted[1]}).pixels, which cuts and averages"
-        )
+        given = f"images of (channels, height, width) {', '.join(map(str, wrong[:3]))}"
+        cure = f"read them as its chapter does, as images.galaxy_zoo(folder, size={wanted[1]}).pixels does"
+        raise ValueError(f"{given}, but the checkpoint takes {wanted}; {cure}, and audit those")
     chosen = range(0, len(shapes), max(1, len(shapes) // 64))[:64]
     images = torch.from_numpy(np.stack([read(image) for image in chosen]))
     strength, _ = straight_edges(polarized_relevance(gan.discriminator, gan.prepare(images)).positive)

@@ -39,8 +39,7 @@ def image_counts(images: torch.Tensor) -> torch.Tensor:
     """
     check_images(images)
     if images.shape[1] != 1:
-        raise ValueError(f"got images with {images.shape[1]} channels; the histograms are made for one: use "
-                         "images.mean(1, keepdim=True)")  # fmt: skip
+        raise ValueError(f"got images with {images.shape[1]} channels; expected one, as x.mean(1, True)")
     flat = whole_levels(images).cpu().flatten(1)
     return torch.cat([_count(part.numpy()) for part in flat.split(100)])  # what the processor's cache holds
 
@@ -91,9 +90,7 @@ def relative_mae(generated: torch.Tensor, real: torch.Tensor) -> float:
     ours, theirs = generated.double(), real.double()
     for name, heights in (("generated", ours), ("real", theirs)):
         if not (torch.isfinite(heights).all() and (heights >= 0).all() and heights.sum() > 0):
-            raise ValueError(
-                f"the {name} histogram has negative, infinite or no counts; expected heights >= 0"
-            )
+            raise ValueError(f"the {name} histogram has negative, infinite or no counts; expected them >= 0")
     return float(_relative_mae(ours, theirs))
 
 
@@ -232,9 +229,7 @@ def draw_from(
     """Draw galaxies (B, 1, H, W), each by the checkpoint that `choice` (B,) names for it."""
     check_generator(generator)
     if choice.shape != labels.shape:
-        raise ValueError(
-            f"got {tuple(choice.shape)} choices for {tuple(labels.shape)} labels; expected one each"
-        )
+        raise ValueError(f"got {tuple(choice.shape)} choices for {tuple(labels.shape)} labels, not one each")
     parts, order = [], []
     for number in choice.unique().tolist():
         order.append((choice == number).nonzero()[:, 0])
