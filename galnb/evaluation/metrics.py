@@ -44,9 +44,12 @@ def ssim(a: torch.Tensor, b: torch.Tensor, *, data_range: float, window: int = 7
     a, b = _pair(a, b, data_range)
     if window % 2 == 0 or not 3 <= window <= min(a.shape[-2:]):
         raise ValueError(f"window is {window}; expected an odd number from 3 to {min(a.shape[-2:])}")
-    pairs = zip(a.flatten(0, -4).split(16), b.flatten(0, -4).split(16), strict=True)  # 16 fit into the cache
-    found = torch.cat([_ssim(x, y, data_range, window) for x, y in pairs]).reshape(a.shape[:-3])
-    return found.masked_fill((a == b).flatten(-3).all(-1), 1).float()
+    lead, a, b = a.shape[:-3], a.flatten(0, -4), b.flatten(0, -4)
+    pairs = zip(a.split(16), b.split(16), strict=True)  # 16 fit into the cache
+    found = torch.cat([_ssim(x, y, data_range, window) for x, y in pairs])
+    close = found > 1 - 1e-4  # of equal images, too, which rounding leaves beside 1
+    found[close] = found[close].masked_fill((a[close] == b[close]).flatten(1).all(1), 1)
+    return found.reshape(lead).float()
 
 
 def _ssim(x: torch.Tensor, y: torch.Tensor, data_range: float, window: int) -> torch.Tensor:
