@@ -19,7 +19,7 @@ from galnb import evaluation
 from galnb.files import write_atomically
 from galnb.gans import deblender
 from galnb.training import Checkpoint, load_checkpoint, save_checkpoint, shipped
-from galnb.training.checkpoints import SCALE, WEIGHTS, shipped_names
+from galnb.training.checkpoints import WEIGHTS, shipped_names
 
 PROGRAMS = {
     "phantom": "python -m book.phantom_study GALAXY_ZOO_FOLDER OUT_FOLDER",
@@ -108,7 +108,7 @@ def card(path: Path) -> dict:
 
 def _has_scales(path: Path) -> bool:
     with safe_open(path, framework="pt") as file:
-        return any(name.endswith(SCALE) for name in file.keys())  # noqa: SIM118 (not a dict)
+        return any(file.get_slice(name).get_dtype() == "I8" for name in file.keys())  # noqa: SIM118 (not a dict)
 
 
 def command(story: dict) -> str:

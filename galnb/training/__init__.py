@@ -59,9 +59,7 @@ def train(
     run = {"config": asdict(config), "model": model, "experiment": dict(experiment or {})}
     run = json.loads(json.dumps(run))  # as a file holds it
     first = min(config.save_every, config.steps)
-    goes_on = folder is not None and claim_folder(
-        folder, _stages(config), first, resume=resume, overwrite=overwrite
-    )
+    goes_on = folder is not None and claim_folder(folder, _stages(config), first, resume, overwrite)
     fabric = _fabric(config)
     state = _start(gan, config, fabric)
     try:
@@ -69,10 +67,9 @@ def train(
             state.step, history = read_resume_point(folder / "resume.pt", run, state.parts())
             state.saved, state.history = state.step, History(**history)
         quiet, per_step = not (progress and fabric.is_global_zero), config.discriminator_steps
-        bar = tqdm(
-            range(state.step, config.steps), "", config.steps, initial=state.step, disable=quiet, unit="step"
-        )
-        order, fast = range(state.step * per_step, config.steps * per_step), _accelerated(gan, config)
+        left, fast = range(state.step, config.steps), _accelerated(gan, config)
+        bar = tqdm(left, total=config.steps, initial=state.step, disable=quiet, unit="step")
+        order = range(state.step * per_step, config.steps * per_step)
         with closing(_ahead(batches, order, fabric)) as feed, bar:
             for step in bar:
                 losses = take_step(fast, state, feed, config, fabric)
@@ -85,15 +82,11 @@ def train(
                 if state.step % 10 == 0:
                     bar.set_postfix({name: f"{losses[name]:.3g}" for name in losses if "total" in name})
     except (RuntimeError, MemoryError) as error:
-        error.add_note(
-            f"in step {state.step}; if memory ran out, lower batch_size first, then the networks' width"
-        )
+        error.add_note(f"in step {state.step}; if memory ran out, lower batch_size first, then the width")
         raise
     except KeyboardInterrupt as stop:
-        how = (
-            f"resume=True (--resume) goes on from step {state.saved}" if folder else "nothing was to be kept"
-        )
-        raise KeyboardInterrupt(f"stopped after step {state.step} of {config.steps}; {how}") from stop
+        way = f"resume=True (--resume) goes on from step {state.saved}" if folder else "nothing was kept"
+        raise KeyboardInterrupt(f"stopped after step {state.step} of {config.steps}; {way}") from stop
     finally:
         gan.generator.eval()
         gan.discriminator.eval()
@@ -168,9 +161,7 @@ def _ahead(batches: Callable[[int], Batch], order: range, fabric: Any) -> Iterat
         pool.shutdown(cancel_futures=True)
 
 
-def _check_finite(
-    losses: Mapping[str, float], step: int, config: TrainingConfig, folder: Path | None
-) -> None:
+def _check_finite(losses: Mapping, step: int, config: TrainingConfig, folder: Path | None) -> None:
     for name, value in losses.items():
         if not math.isfinite(value) or abs(value) > config.loss_limit:
             kept = "" if folder is None else f"; checkpoints and the resume point in {folder} are from before"
@@ -180,9 +171,7 @@ def _check_finite(
             )
 
 
-def _save(
-    folder: Path | None, state: State, config: TrainingConfig, run: Mapping[str, dict], fabric: Any
-) -> None:
+def _save(folder: Path | None, state: State, config: TrainingConfig, run: Mapping, fabric: Any) -> None:
     """Write what this step asks for: stage checkpoints, and the resume point."""
     stages = [name for name, step in _stages(config).items() if state.step == step]
     point = state.step % config.save_every == 0 or state.step == config.steps

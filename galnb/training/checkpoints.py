@@ -30,7 +30,7 @@ GANS: dict[str, tuple[type, Callable[..., Gan]]] = {
     "vanilla": (VanillaConfig, vanilla),
 }
 WEIGHTS = Path(__file__).parents[1] / "weights"
-SCALE = ":scale"  # after the name of a tensor in 8 bits: what each of its rows is multiplied by
+_SCALE = ":scale"  # after the name of a tensor in 8 bits: what each of its rows is multiplied by
 _FORMAT = "galnb-1"
 _PARTS = ("generator", "discriminator")
 _PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -126,7 +126,7 @@ def _stored(name: str, tensor: torch.Tensor, precision: torch.dtype) -> dict[str
     else:
         scale = tensor.flatten(1).abs().amax(1).clamp_min(1e-12).float() / 127
         rows = scale.view(-1, *[1] * (tensor.ndim - 1))
-        stored = {name: (tensor / rows).round().to(torch.int8).contiguous(), name + SCALE: scale}
+        stored = {name: (tensor / rows).round().to(torch.int8).contiguous(), name + _SCALE: scale}
         lost = ~scale.isfinite()  # one infinite weight would take its row with it
     if lost.any():
         raise ValueError(f"{name} holds values that {precision} cannot store; save with dtype=torch.float32")
@@ -184,9 +184,9 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         raise ValueError(f"{path} has a damaged header; expected JSON with {list(_HEADER)}; get it again")
     if header["gan"] not in GANS:
         raise ValueError(f"{path} holds a {header['gan']!r}; this version knows {sorted(GANS)}")
-    scaled = {name.removesuffix(SCALE) for name in tensors if name.endswith(SCALE)}
+    scaled = {name.removesuffix(_SCALE) for name in tensors if name.endswith(_SCALE)}
     for name in scaled | {name for name, tensor in tensors.items() if tensor.dtype == torch.int8}:
-        whole, scale = tensors.get(name), tensors.pop(name + SCALE, None)
+        whole, scale = tensors.get(name), tensors.pop(name + _SCALE, None)
         if whole is None or scale is None or scale.shape != whole.shape[:1]:
             raise ValueError(f"{path} is damaged: {name!r} needs its 8 bits and one scale per row")
         tensors[name] = whole * scale.view(-1, *[1] * (whole.ndim - 1))
@@ -208,9 +208,7 @@ def shipped(name: str) -> Path:
     return WEIGHTS / f"{name}.safetensors"
 
 
-def claim_folder(
-    folder: Path, stages: Mapping[str, int], first: int, *, resume: bool, overwrite: bool
-) -> bool:
+def claim_folder(folder: Path, stages: Mapping[str, int], first: int, resume: bool, overwrite: bool) -> bool:
     """Make a run's folder ready; return whether there is a resume point to go on from.
 
     stages: steps after which the checkpoints of that name are written; first: step of the first resume point.
@@ -253,7 +251,8 @@ def write_resume_point(
 def read_resume_point(path: Path, run: Mapping[str, dict], parts: Mapping[str, Any]) -> tuple[int, dict]:
     """Put networks and optimisers back to where a run was saved; return its step and history.
 
-    run: from `describe`. Nothing in the file is executed. ValueError if it is damaged or of another run.
+    run: config, model and experiment as JSON. Nothing in the file is executed. ValueError if it is damaged or
+    of another run.
     """
     cure = "delete it to start anew, or put a good copy in its place"
     try:
