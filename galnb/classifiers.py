@@ -26,8 +26,7 @@ def _convolutional(size: int = 64, *, relu_on_logits: bool = False) -> nn.Sequen
     """Five convolutions and two layers; at 128 px 107 thousand weights, as published."""
     if size < 32 or size % 16:
         raise ValueError(f"size is {size}; expected a multiple of 16 from 32 on")
-    layers: list[nn.Module] = []
-    before, side = 1, size
+    layers, before, side = [], 1, size
     for after in (8, 16, 32, 32):
         side //= 2
         layers += [nn.Conv2d(before, after, 3, 2, 1), nn.LayerNorm([side, side]), nn.LeakyReLU(0.2)]
@@ -105,8 +104,8 @@ def train_classifier(
         optimizer.step()
         if (step + 1) % config.every == 0 or step + 1 == config.steps:
             found = scores(network, *validation)
-            kept = {name: found[name] for name in ("accuracy", "brier")}
-            curve.append({"step": step + 1, "loss": loss.item(), **kept})
+            known = {"accuracy": found["accuracy"], "brier": found["brier"]}
+            curve.append({"step": step + 1, "loss": loss.item(), **known})
     return network.eval(), curve
 
 

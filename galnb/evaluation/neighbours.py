@@ -134,11 +134,9 @@ def _similarities(images: torch.Tensor, bank: torch.Tensor, data_range: float) -
     Covariances of all pairs in one 7 x 7 window are one product of matrices, (B, 49) with (49, N).
     """
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    pairs, windows = len(images) * len(bank), images.shape[3] - _SIDE + 1
-    step = max(1, _TILE * torch.get_num_threads() // pairs)
+    step = max(1, _TILE * torch.get_num_threads() // (len(images) * len(bank)))
     cov, other = torch.empty(2, step, len(images), len(bank))
     total, count = torch.zeros(len(images), len(bank), dtype=torch.float64), 0
-    y_terms = torch.ones(windows, 5, len(bank))  # my, 1, vy, my² and my² vy of each window
     level = float(bank.mean())
     for (x, x_mean, x_var), (y, y_mean, y_var) in zip(_rows(images, level), _rows(bank, level), strict=True):
         x = (x - x_mean[:, None]).transpose(1, 2)
@@ -147,8 +145,8 @@ def _similarities(images: torch.Tensor, bank: torch.Tensor, data_range: float) -
         one, square, spread = torch.ones_like(x_mean), x_mean.square() + c1, x_var + c2
         x_luminance = torch.stack([2 * x_mean, c1 * one], 2)
         x_norm = torch.stack([square * spread, square, spread, one], 2)
-        y_terms[:, 0], y_terms[:, 2] = y_mean, y_var
-        torch.mul(torch.square(y_mean, out=y_terms[:, 3]), y_var, out=y_terms[:, 4])
+        y_square = y_mean.square()
+        y_terms = torch.stack([y_mean, torch.ones_like(y_mean), y_var, y_square, y_square * y_var], 1)
         row = torch.zeros_like(cov)
         parts = (x, y, x_luminance, y_terms[:, :2], x_norm, y_terms[:, 1:])
         for x_part, y_part, *factors in zip(*(part.split(step) for part in parts), strict=True):
@@ -157,7 +155,7 @@ def _similarities(images: torch.Tensor, bank: torch.Tensor, data_range: float) -
             ratio *= torch.bmm(factors[0], factors[1], out=factor)
             row[: len(ratio)].addcdiv_(ratio, torch.bmm(factors[2], factors[3], out=factor))
         total += row.sum(0)
-        count += windows
+        count += len(x)
     return (total / count).float()
 
 
