@@ -324,3 +324,41 @@ def test_bad_input_to_deletion_gate(net):
         deletion_gate(net, images[:1], found, generator=generator())
     with pytest.raises(ValueError, match=r"share 1\.5"):
         deletion_gate(net, images, found, share=1.5, generator=generator())
+    few = torch.ones(3, 1, 1)
+    with pytest.raises(ValueError, match=r"fill has shape \(2, 1, 1\)"):
+        deletion_gate(net, images, found, generator=generator(), fill=few[:2])
+    with pytest.raises(ValueError, match=r"fill has shape.*finite"):
+        deletion_gate(net, images, found, generator=generator(), fill=few * torch.nan)
+    with pytest.raises(ValueError, match=r"torch.Generator\(\)"):
+        deletion_gate(net, images, found, generator=None)
+    with pytest.raises(ValueError, match="192 outputs per image"):
+        deletion_gate(nn.Flatten(), images, found, generator=generator())
+    flat = randomise(nn.Linear(3, 1))
+    with pytest.raises(ValueError, match=r"\(B, C, H, W\)"):
+        deletion_gate(flat, draw(2, 3), polarized_relevance(flat, draw(2, 3)), generator=generator())
+
+
+def test_references_that_all_equal_an_image_are_refused(net):
+    """Their difference is 0, and with it the whole map; one of several may be the image itself."""
+    images = draw(3, 3, 8, 8)
+    for references in (images[1:2], images[1:2].expand(4, -1, -1, -1)):
+        with pytest.raises(ValueError, match="references equal image 1"):
+            polarized_relevance(net, images, reading="reference", references=references)
+    found = polarized_relevance(net, images, reading="reference", references=images)
+    torch.testing.assert_close(found.leak, torch.zeros(3, 2).double(), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", ["one", torch.full((1, 4), torch.nan)])
+def test_seed_that_is_no_finite_tensor_is_refused(seed):
+    model = randomise(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))
+    with pytest.raises(ValueError, match=r"seed: got .*finite"):
+        relevance(model, draw(1, 3, 8, 8), rule="zplus", seed=seed)
+
+
+def test_seed_of_another_precision_and_with_a_gradient():
+    model, images = randomise(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))), draw(2, 3, 8, 8)
+    seed = torch.tensor([[1.0, 0, 2, 0], [0, 1, 0, 0]])
+    expected = relevance(model, images, rule="epsilon", seed=seed.double())
+    for other in (seed.long(), seed.half(), seed.clone().requires_grad_()):
+        found = relevance(model, images, rule="epsilon", seed=other)
+        assert torch.equal(found.map, expected.map) and not found.score.requires_grad

@@ -150,6 +150,11 @@ def quietly(y):
     return y
 
 
+def behind(y):
+    y.data[:, :2] *= 3
+    return y
+
+
 ARITHMETIC = {
     "add_": added,
     "mul_": doubled,
@@ -160,6 +165,8 @@ ARITHMETIC = {
     "clamp_": lambda y: y[:, :2].clamp_(min=0) is None or y,
     "leaky_relu_": lambda y: nn.functional.leaky_relu(y[:, :2], 0.2, inplace=True) is None or y,
     "mul_ without gradient": quietly,
+    "mul_ behind its back": behind,
+    "mul_ of an alias": lambda y: y.detach()[:, :1].mul_(3) is None or y,
 }
 
 
@@ -253,7 +260,7 @@ def test_module_registered_twice_and_called_twice():
 @pytest.mark.parametrize("features", [8, 6])
 @pytest.mark.parametrize("affine", [True, False])
 def test_batch_norm_of_rows_behind_a_linear_layer(features, affine):
-    """Linear puts its features last, BatchNorm1d scales axis 1: with 8 rows of 8 features both were mixed up."""
+    """Linear puts its features last, BatchNorm1d scales axis 1: 8 rows of 8 features were mixed up."""
 
     class Rows(nn.Module):
         def __init__(self):

@@ -5,14 +5,16 @@ Chapter 06, Polarized LRP. Images are exactly what the model takes (for a GAN of
 where it or its images are coarser; it is left as it was.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from galnb.checks import check_generator, one_of
-from galnb.relevance.graph import LOW, propagate, record, recording, settled
+from galnb.gans.layers import evaluating
+from galnb.relevance.graph import LOW, propagate, record, recording
 from galnb.relevance.rules import READINGS, RULES, Rule
 
 _CHUNK = 32  # images per pass: enough to keep all threads busy, few enough to bound memory
@@ -172,6 +174,7 @@ def deletion_gate(
         below = torch.where(images <= level, level - images, torch.nan).flatten(2)
         spread = 1.4826 * below.nanmedian(2).values[..., None, None]  # standard deviation of a normal sky
         fill = level + spread * torch.randn(images.shape, generator=generator).to(images)
+    fill = torch.as_tensor(fill).to(images)
     sides = zip(reversed(fill.shape), reversed(images.shape), strict=False)
     if fill.ndim > 4 or any(one not in (1, other) for one, other in sides) or not fill.isfinite().all():
         given, wanted = tuple(fill.shape), tuple(images.shape)
@@ -181,7 +184,7 @@ def deletion_gate(
         weakest = strength.flatten(1).topk(count).values[:, -1].view(-1, 1, 1, 1)
         filled = torch.where((strength >= weakest) & (strength > 0), fill, images)
         versions.append(images.clone().copy_(filled))  # in the layout of the images
-    with settled(model, images.device.type), torch.no_grad():
+    with _settled(model, images.device.type), torch.no_grad():
         outputs = [model(version) for version in versions]
     _one_each(outputs[0])
     scores = torch.stack([output.flatten() for output in outputs], 1)
@@ -199,7 +202,7 @@ def _run(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Propagate by chunks; return outputs (B, ...), seeds and maps (S, B, ...), losses (B, S) by layer."""
     parts = []
-    with recording(model, images.device.type) as tape:
+    with _settled(model, images.device.type), recording(model) as tape:
         for first in range(0, len(images), _CHUNK):
             chunk = images[first : first + _CHUNK]
             behind = [] if references is None else [references.to(chunk)]
@@ -210,6 +213,21 @@ def _run(
     outputs, seeds, maps, lost = zip(*parts, strict=True)
     by_layer = {name: torch.cat([values[name] for values in lost]) for name in lost[0]}
     return torch.cat(outputs), torch.cat(seeds, 1), torch.cat(maps, 1), by_layer
+
+
+@contextmanager
+def _settled(model: nn.Module, device: str) -> Iterator[None]:
+    """Hold a model in eval mode, in float32 where it is coarser, without autocast; then as it was."""
+    tensors = (*model.parameters(), *model.buffers())
+    coarse = [(tensor, tensor.data) for tensor in tensors if tensor.dtype in LOW]
+    try:
+        for tensor, data in coarse:
+            tensor.data = data.float()
+        with torch.inference_mode(False), torch.autocast(device, enabled=False), evaluating(model):
+            yield
+    finally:
+        for tensor, data in coarse:
+            tensor.data = data
 
 
 def _per_image(relevance: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,11 @@
 """Send relevance backwards through any graph of known layers.
 
 Chapter 06, Polarized LRP. Inside ``with recording(model) as tape`` every known layer notes what went in and
-out; `propagate` then walks the notes backwards. Between layers, PyTorch's own gradient carries relevance
-through what only moves or copies numbers (views, padding, concatenation, max pooling). Anything else there
-raises: no sum is passed in silence.
+out; `propagate` walks the notes backwards. Between layers PyTorch's own gradient carries relevance through
+what only moves or copies numbers (views, padding, concatenation, max pooling); anything else there raises.
 
-What is private to torch and relied on: names of autograd nodes (`_COPIES`), their `next_functions` and
-`variable`, `TorchDispatchMode` with the schema of an operator, equal `data_ptr` of a tensor and its view, and
-`padding_frame` of `galnb.relevance.operators`. One test holds them all.
+Private to torch, relied on and held by one test: names of autograd nodes (`_COPIES`), their `next_functions`
+and `variable`, `TorchDispatchMode` and schemas, one `data_ptr` of a tensor and its view, `padding_frame`.
 """
 
 import re
@@ -22,7 +20,6 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from galnb.gans.layers import evaluating
 from galnb.relevance.operators import Call, Role, bind, cross, known_layers, padding_frame, prepare
 from galnb.relevance.rules import Rule
 
@@ -58,23 +55,8 @@ class _Tape:
 
 
 @contextmanager
-def settled(model: nn.Module, device: str = "cpu") -> Iterator[None]:
-    """Hold a model in eval mode, in float32 where it is coarser, without autocast; then as it was."""
-    tensors = (*model.parameters(), *model.buffers())
-    coarse = [(tensor, tensor.data) for tensor in tensors if tensor.dtype in LOW]
-    try:
-        for tensor, data in coarse:
-            tensor.data = data.float()
-        with torch.inference_mode(False), torch.autocast(device, enabled=False), evaluating(model):
-            yield
-    finally:
-        for tensor, data in coarse:
-            tensor.data = data
-
-
-@contextmanager
-def recording(model: nn.Module, device: str = "cpu") -> Iterator[_Tape]:
-    """Patch the known layers of a model, `settled`, for the length of a `with` block.
+def recording(model: nn.Module) -> Iterator[_Tape]:
+    """Patch the known layers of a model for the length of a `with` block.
 
     Afterwards each layer has its own forward again, whatever happened inside.
     """
@@ -84,8 +66,7 @@ def recording(model: nn.Module, device: str = "cpu") -> Iterator[_Tape]:
     try:
         for name, module, role in layers:
             module.forward = partial(_note, tape, name, module, role, module.forward)
-        with settled(model, device):
-            yield tape
+        yield tape
     finally:
         for module, forward in own:
             module.__dict__.pop("forward", None)
@@ -132,19 +113,17 @@ def propagate(
     rules: one for each of the `tape.count()` layers with weights, images first
     references: how many of the last rows of the record are references
     bias: let the shifts of norms that could not be merged take their share, as biases do
-    Returns the maps (S, B, C, H, W), and for each layer, output first, what arrived there minus what left it
-    towards the images, (B, S).
+    Returns the maps (S, B, C, H, W) and, output first, what arrived at each layer minus what left it (B, S).
     """
-    waiting: dict[int, torch.Tensor] = {}
-    lost: dict[str, torch.Tensor] = {}
+    waiting, lost = {}, {}  # relevance by id of the leaf it waits at; losses by name
     arrived = _scatter(tape.output, seed, tape.source, waiting)
     if tape.source[1]:
         lost["(output)"] = _total(seed) - arrived
     while tape.calls:
         call = tape.calls.pop()
-        relevance = None if call.role == "merged" else waiting.pop(id(call.output), None)
-        if relevance is None:
+        if call.role == "merged" or id(call.output) not in waiting:
             continue
+        relevance = waiting.pop(id(call.output))
         shares = cross(call, relevance, rules[call.position], references, bias)
         inputs = zip(call.inputs, shares, call.sources, strict=True)
         arrived = sum(_scatter(x, share, source, waiting) for x, share, source in inputs)
@@ -160,21 +139,29 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self, tape: _Tape):
         super().__init__()
-        self.tape = tape
+        self.tape, self.copies = tape, []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        schema, kwargs = function._schema, kwargs or {}
-        if schema.is_mutable and not self.tape.inside:
-            given = [value for value in (*kwargs.values(), *args) if isinstance(value, torch.Tensor)]
-            self._refuse(schema.name.removeprefix("aten::"), given)
-        return function(*args, **kwargs)
+        kwargs, name = kwargs or {}, function._schema.name.removeprefix("aten::")
+        if self.tape.inside:
+            return function(*args, **kwargs)
+        parts = [*kwargs.values(), *(x for arg in args for x in (arg if isinstance(arg, list) else [arg]))]
+        given = [x for x in parts if isinstance(x, torch.Tensor)]
+        on_graph = any(x.requires_grad for x in given)
+        if function._schema.is_mutable and given:
+            self._check(name, given[0], on_graph)
+        found = function(*args, **kwargs)
+        if on_graph and torch.is_grad_enabled() and "_like" not in name and not name.startswith("new_"):
+            self.copies += [found] if isinstance(found, torch.Tensor) else found
+        return found
 
-    def _refuse(self, name: str, given: list[torch.Tensor]) -> None:
-        leaves = (self.tape.images, *(call.output for call in self.tape.calls))
-        kept = {leaf.untyped_storage().data_ptr() for leaf in leaves}
-        owned = any(x.untyped_storage().data_ptr() in kept for x in given[:1])
+    def _check(self, name: str, target: torch.Tensor, on_graph: bool) -> None:
+        at = target.untyped_storage().data_ptr()
+        kept = [self.tape.images, *(call.output for call in self.tape.calls)]
+        kept += [] if target.requires_grad else self.copies
+        owned = any(x.untyped_storage().data_ptr() == at for x in kept if isinstance(x, torch.Tensor))
         hidden = owned or not torch.is_grad_enabled()  # autograd would not know
-        if (owned or any(x.requires_grad for x in given)) and (hidden or name not in _COPIES_IN_PLACE):
+        if (on_graph or owned) and (hidden or name not in _COPIES_IN_PLACE):
             raise ValueError(
                 f"the model computes {name} in place outside a known layer, where relevance would go astray. "
                 "Make it a module (galnb.gans.layers.Add for sums, ...), or write a new tensor instead"
@@ -240,16 +227,14 @@ def _check_in_place(tape: _Tape, model: nn.Module, images: torch.Tensor) -> None
             wanted = model(images.detach().clone())
     finally:
         tape.plain = False
-    if not torch.allclose(tape.output.detach(), wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())):
+    if not torch.allclose(tape.output, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())):
         raise ValueError(f"of {names} one overwrites what the model uses again; build it with inplace=False")
 
 
 def _merge(before: Call | None, norm: Call) -> None:
     """Let the layer before a batch norm take it over, where that layer feeds nothing else."""
     if norm.module.running_mean is None:
-        raise ValueError(
-            f"layer {norm.name!r} has no running statistics: maps would depend on the whole batch"
-        )
+        raise ValueError(f"layer {norm.name!r} has no running statistics: maps would depend on the batch")
     if before and _is_same(norm.inputs[0], before.output):
         before.output, before.norm, norm.role = norm.output, norm.module, "merged"
         before.name += f"+{norm.name}"

@@ -82,6 +82,7 @@ class Call:
 
 
 def known_layers(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module, Role]]:
+    """Find every layer with a role once, under its first name; an unknown one with parameters is refused."""
     if id(module) in seen:  # registered twice
         return
     seen.add(id(module))
@@ -115,7 +116,7 @@ def bind(name: str, forward: Callable, args: tuple, kwargs: dict) -> tuple[tuple
     inputs = [value for _, value in given if isinstance(value, torch.Tensor)]
     other = {key: value for key, value in given if not isinstance(value, torch.Tensor)}
     if not inputs or not other.keys() <= {"output_size"}:
-        raise ValueError(f"layer {name!r} is called with {other or 'nothing'}; expected tensors only")
+        raise ValueError(f"layer {name!r} is called with {sorted(other) or 'nothing'}; expected tensors only")
     return tuple(inputs), partial(forward, **other)
 
 
