@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from galnb.checks import at_least, one_of
-from galnb.images import ImageSet, area_average
+from galnb.images.imageset import ImageSet, area_average
 from galnb.images.readers import FITS, PICTURES, central, cutout_wcs, decode, fits_image, listing, read_hdf5
 from galnb.images.sky import sky_level
 
