@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from galnb import blending, phantom
 from galnb.blending.fills import fill_noise, fill_zeros, restore_noise
-from galnb.images.sky import border_noise
+from galnb.images.pixels import border_noise
 from galnb.phantom.auditing import SERIOUS, audit
 
 SCALES = (0.4, 0.5, 0.65)  # magnifications at which a noise fill is compared with the image's own sky

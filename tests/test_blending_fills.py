@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from book.phantom_data import sky_of_the_border
 from galnb.blending.fills import FILLS, fill_noise, fill_zeros, restore_noise, sky_tile
-from galnb.images.sky import border_noise
+from galnb.images.pixels import border_noise
 
 
 def known_sky(generator, count=8, side=160):

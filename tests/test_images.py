@@ -9,7 +9,7 @@ from skimage import data
 
 from galnb import images
 from galnb.images import ImageSet, area_average, check_images, hubble_deep_field, sky_level, turned
-from galnb.images.sky import border_noise, border_patches, ring_level
+from galnb.images.pixels import border_noise, border_patches, ring_level
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from galnb.blending.fills import FILLS
 from galnb.checks import at_least, check_generator, one_of
 from galnb.images import check_images
-from galnb.images.sky import ring_level
+from galnb.images.pixels import ring_level
 
 
 @dataclass(frozen=True)

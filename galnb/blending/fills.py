@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from galnb.checks import check_generator
-from galnb.images.sky import PATCHES, border_noise, border_patches
+from galnb.images.pixels import PATCHES, border_noise, border_patches
 
 
 def fill_zeros(frames: torch.Tensor, grid: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Turn known galaxy sets, folders and FITS files into `[0, 1]` tensors with a record of their origin.
 
-Here: galaxies cut out of the Hubble eXtreme Deep Field, which need no network. Chapter 01, Galaxies as pixels.
+Here: galaxies cut out of the Hubble eXtreme Deep Field, without a network. Chapter 01, Galaxies as pixels.
 """
 
 from collections import Counter
@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from galnb.checks import at_least
-from galnb.images.imageset import ImageSet, area_average
-from galnb.images.imageset import check_images as check_images
-from galnb.images.sky import sky_level
+from galnb.images.pixels import ImageSet, area_average, sky_level
+from galnb.images.pixels import check_images as check_images
 from galnb.images.sources import GALAXY_ZOO_TEST as GALAXY_ZOO_TEST
 from galnb.images.sources import RADIO_CLASSES as RADIO_CLASSES
 from galnb.images.sources import first_radio, fits_cutouts, galaxy10, galaxy_zoo

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from galnb.checks import optional
-from galnb.images.imageset import COLOURS
+from galnb.images.pixels import COLOURS
 
 PICTURES = (".jpg", ".jpeg", ".png")
 FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz")

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from galnb.checks import at_least, one_of
-from galnb.images.imageset import ImageSet, area_average
+from galnb.images.pixels import ImageSet, area_average, sky_level
 from galnb.images.readers import FITS, PICTURES, central, cutout_wcs, decode, fits_image, listing, read_hdf5
-from galnb.images.sky import sky_level
 
 LARGEST = 50_000_000  # bytes of an upload, and pixels of a picture in it
 RADIO_CLASSES = ("FRI", "FRII", "Compact", "Bent")
