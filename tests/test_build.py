@@ -236,7 +236,7 @@ def test_notebooks_run_in_the_order_of_their_numbers(root):
 def build(root):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "book.build", "--root", str(root)]
-    return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture
