@@ -14,6 +14,7 @@ import torch
 
 from galnb import notebook
 from galnb.training import experiments, shipped
+from galnb.training.checkpoints import shipped_names
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "galnb" / "records").glob("*.json"))
@@ -201,13 +202,14 @@ def test_an_unknown_record_lists_those_known(name):
         notebook.record(name)
 
 
-def weights_named(tree, name=""):
+def weights_named(tree, *above):
     """Yield each place of a record that names weights with their hash: (weights, SHA-256)."""
     if isinstance(tree, dict):
         for key, value in tree.items():
-            yield from weights_named(value, key)
-    elif isinstance(tree, str) and re.fullmatch("[0-9a-f]{64}", tree) and name != "fingerprint":
-        yield ("lightweight-64" if name == "weights" else name), tree
+            yield from weights_named(value, *above, key)
+    elif isinstance(tree, str) and re.fullmatch("[0-9a-f]{64}", tree) and above[-1] != "fingerprint":
+        named = [name for name in above if name in shipped_names()]
+        yield (named[-1] if named else "lightweight-64"), tree
 
 
 def test_records_were_made_with_the_weights_that_are_shipped():
