@@ -116,8 +116,11 @@ def _data(sources: str, modules: set[Path], root: Path) -> list[Path]:
     prefixes += re.findall(r'shipped_names\("([\w@-]+)"\)', sources + texts)
     named = []
     for file in sorted((root / "galnb").rglob("*.*")):
-        if file.suffix == ".safetensors" or file.parent.name == "records":
+        if file.suffix == ".safetensors":
             if re.split("[@.]", file.name)[0] in sources or file.name.startswith(tuple(prefixes)):
+                named.append(file)
+        elif file.parent.name == "records":
+            if re.search(rf'\b(record|start)\(\s*"{file.stem}"', sources):
                 named.append(file)
         elif file.suffix in (".toml", ".html") and file.name in texts:
             named.append(file)
