@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.measure import inertia_tensor_eigvals, moments_central
 
-from galnb.smearing.pairs import ROUNDING, active_pixels, align, best_pairs, orientations, pair_distances
+from galnb.smearing import ROUNDING, active_pixels, align, best_pairs, orientations, pair_distances
 from tests.tiny_runs import one_thread  # noqa: F401
 
 

@@ -1,16 +1,21 @@
 """Gaussian smearing, and what it is judged by: three histograms, their relative MAE, aligned pairs.
 
+Here: the width of a kernel; galaxies laid side by side by their principal axes, and their best-matching pairs.
 Chapters 10, A GAN for radio galaxies, and 11, Smearing.
 """
 
-import torch
+from dataclasses import dataclass
 
+import torch
+from torch.nn import functional as F
+
+from galnb.checks import at_least
 from galnb.gans.layers import Smear as Smear
 from galnb.gans.layers import gaussian_kernel as gaussian_kernel
+from galnb.images import check_images
+from galnb.smearing.histograms import ROUNDING, whole_levels
 from galnb.smearing.histograms import histograms as histograms
 from galnb.smearing.histograms import relative_mae as relative_mae
-from galnb.smearing.pairs import align as align
-from galnb.smearing.pairs import best_pairs as best_pairs
 
 
 def effective_width(kernel: torch.Tensor) -> float:
@@ -28,3 +33,139 @@ def effective_width(kernel: torch.Tensor) -> float:
     offsets = torch.arange(len(kernel), dtype=torch.float64, device=kernel.device) - len(kernel) // 2
     square = offsets[:, None] ** 2 + offsets**2
     return float((weights * square).sum() / (2 * weights.sum())) ** 0.5
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Hold the best-matching pairs, best first; no image stands in two of them.
+
+    generated, real: (count,) int64, positions in the two sets that were given.
+    distances: (count,) root of the mean squared difference of pixels in [0, 1], least of four orientations.
+    generated_images, real_images: (count, C, H, W) as they were compared: aligned, the generated one turned
+    and mirrored to fit.
+    """
+
+    generated: torch.Tensor
+    real: torch.Tensor
+    distances: torch.Tensor
+    generated_images: torch.Tensor
+    real_images: torch.Tensor
+
+
+def active_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Count the pixels of each image (B, C, H, W) in [0, 1] that are at least 1 of 255 grey levels."""
+    check_images(images)
+    return (whole_levels(images) >= (1 - ROUNDING) / 255).flatten(1).sum(1)
+
+
+def align(images: torch.Tensor) -> torch.Tensor:
+    """Centre each galaxy and turn its longest direction to lie along the rows.
+
+    images: (B, C, H, W) in [0, 1], square, else ValueError. Returns float32 of the same shape; blank images
+    come back as they were: they have no direction.
+    The direction is the first principal component of the light: the eigenvector of its second moments about
+    its centre. That leaves four orientations, as a turn by 180 degrees and a mirror image have the same
+    moments. Here the one is taken whose third moments along both axes are positive; `best_pairs` tries all.
+    Pixels are interpolated linearly, which smears a little; black enters from outside.
+    """
+    images = check_images(images)
+    side = images.shape[-1]
+    if images.shape[-2] != side:
+        raise ValueError(f"got images of {images.shape[-2]} x {side} px; align needs squares to turn them in")
+    grid = (2 * torch.arange(side, dtype=torch.float32, device=images.device) + 1) / side - 1
+    light = images.sum(1)
+    total = light.sum((1, 2)).clamp_min(1e-12)
+    # moments need only the sums along each axis and one product
+    rows, columns = light.sum(2), light.sum(1)
+    x, y = (columns @ grid) / total, (rows @ grid) / total
+    xx, yy = (columns @ grid**2) / total - x * x, (rows @ grid**2) / total - y * y
+    xy = ((light @ grid) @ grid[:, None])[:, 0] / total - x * y
+    angle = 0.5 * torch.atan2(2 * xy, xx - yy)
+    blank = images.flatten(1).amax(1) <= 0
+    turned = _turn(images, *(torch.where(blank, torch.zeros_like(t), t) for t in (angle, x, y)))
+    light = turned.sum(1)
+    flip_x = (light.sum(1) @ grid**3) < 0  # the centre is at 0 now
+    flip_y = (light.sum(2) @ grid**3) < 0
+    turned = torch.where(flip_x[:, None, None, None], turned.flip(-1), turned)
+    turned = torch.where(flip_y[:, None, None, None], turned.flip(-2), turned)
+    return torch.where(blank[:, None, None, None], images, turned)
+
+
+def _turn(images, angle, x, y):
+    """Sample each image in axes turned by `angle` about its centre (x, y), in units of half a side."""
+    cosine, sine = angle.cos(), angle.sin()
+    rows = [torch.stack([cosine, -sine, x], 1), torch.stack([sine, cosine, y], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), images.shape, align_corners=False)  # output -> input
+    return F.grid_sample(images, grid, align_corners=False).clamp(0, 1)
+
+
+def orientations(images: torch.Tensor) -> torch.Tensor:
+    """Stack the four images with the same principal axes: (B, C, H, W) -> (4, B, C, H, W)."""
+    return torch.stack([images, images.flip(-1), images.flip(-2), images.flip(-1, -2)])
+
+
+def pair_distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Measure how far apart all pairs of galaxies are once they are aligned: (N, M), float32.
+
+    first, second: (N, C, H, W) and (M, C, H, W) in [0, 1], square, of one size, else ValueError.
+    Root of the mean squared difference of the pixels, the least over four orientations.
+    """
+    _check_partners(first, second)
+    return _distances(align(first), align(second))[0]
+
+
+def best_pairs(generated: torch.Tensor, real: torch.Tensor, *, count: int = 5, min_active: int) -> Pairs:
+    """Find the generated and real galaxies that look most alike.
+
+    generated, real: (N, C, H, W) and (M, C, H, W) in [0, 1], square, of one size and class.
+    count: how many pairs, at least 1; fewer come back where the images run out.
+    min_active: lit pixels that both images of a pair must have, >= 0; 0 admits empty images, which then match
+    best. A threshold for a class: a low quantile of the lit pixels of its real galaxies, see `active_pixels`.
+    ValueError if shapes differ, a number is out of range, or no image has so many lit pixels.
+    """
+    at_least(1, count=count)
+    at_least(0, min_active=min_active)
+    _check_partners(generated, real)
+    kept = []
+    for name, images in (("generated", generated), ("real", real)):
+        lit = active_pixels(images)
+        kept.append((lit >= min_active).nonzero()[:, 0])
+        if not len(kept[-1]):
+            raise ValueError(f"no {name} image has {min_active} lit pixels (most: {int(lit.max())}); "
+                             "lower min_active")  # fmt: skip
+    ours, theirs = align(generated[kept[0]]), align(real[kept[1]])
+    distances, chosen = _distances(ours, theirs)
+    rows, columns = _greedy(distances, min(count, *distances.shape))
+    views = orientations(ours[rows])
+    turned = views[chosen[rows, columns], torch.arange(len(rows))]
+    exact = (turned - theirs[columns]).square().flatten(1).mean(1).sqrt()  # the product above rounds
+    return Pairs(kept[0][rows], kept[1][columns], exact, turned, theirs[columns])
+
+
+def _greedy(distances: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    left, rows, columns = distances.clone(), [], []
+    for _ in range(count):
+        row, column = divmod(int(left.argmin()), left.shape[1])
+        rows.append(row)
+        columns.append(column)
+        left[row], left[:, column] = torch.inf, torch.inf
+    return torch.tensor(rows, dtype=torch.long), torch.tensor(columns, dtype=torch.long)
+
+
+def _distances(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return distances (N, M) of aligned images and which orientation of `first` gave them.
+
+    |a - b|^2 = |a|^2 + |b|^2 - 2 a b: four matrix products in place of N M differences.
+    """
+    views, flat = orientations(first.double()).flatten(2), second.double().flatten(1)  # near twins cancel
+    best, chosen = torch.stack([view @ flat.T for view in views]).max(0)
+    squares = views[0].square().sum(1)[:, None] + flat.square().sum(1)
+    return ((squares - 2 * best) / flat.shape[1]).clamp_min(0).sqrt().float(), chosen
+
+
+def _check_partners(first: torch.Tensor, second: torch.Tensor) -> None:
+    check_images(first, name="generated images")
+    check_images(second, name="real images")
+    if first.shape[1:] != second.shape[1:]:
+        raise ValueError(f"images of {tuple(first.shape[1:])} and of {tuple(second.shape[1:])} cannot be "
+                         "compared pixel by pixel; bring them to one size first")  # fmt: skip

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from galnb.checks import at_least, check_generator
 from galnb.gans.radio import generate
 from galnb.images import RADIO_CLASSES, check_images
-from galnb.smearing.pairs import ROUNDING, whole_levels
 from galnb.training.checkpoints import load_checkpoint
 
 # edges of the published bins, in grey levels of 255, pixels and grey levels (Rustige et al. 2023)
@@ -27,6 +26,17 @@ EDGES = {
 _BINS = [len(edges) - 1 for edges in EDGES.values()]
 _WIDTHS = torch.cat([edges.diff() for edges in EDGES.values()])
 _KEPT = 4  # checkpoints that the old rule of choice keeps
+
+ROUNDING = 1e-3  # grey levels; x / 255 * 255 may end just below a whole number
+
+
+def whole_levels(images: torch.Tensor) -> torch.Tensor:
+    """Turn images of any precision to float32; grey levels that half precision rounded are whole again."""
+    full = images.detach().float()
+    if images.dtype in (torch.float16, torch.bfloat16):
+        whole = (255 * full).round() / 255
+        full = torch.where(whole.to(images.dtype) == images, whole, full)
+    return full
 
 
 def image_counts(images: torch.Tensor) -> torch.Tensor:
