@@ -1,7 +1,7 @@
 """What an image of the book is: floats in `[0, 1]`, with a check at every door, and where its sky lies.
 
-Chapter 01, Galaxies as pixels. Each estimator of the sky has its use: clipping needs a field of mostly sky, the
-ring a stamp whose galaxy ends before its edge; patches tell noise from a neighbour that lies at the border.
+Chapter 01, Galaxies as pixels. Each estimator of the sky has its use: clipping needs a field of mostly sky,
+the ring a stamp whose galaxy ends before its edge; patches tell noise from a neighbour at the border.
 """
 
 import math

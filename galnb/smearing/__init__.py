@@ -1,6 +1,6 @@
 """Gaussian smearing, and what it is judged by: three histograms, their relative MAE, aligned pairs.
 
-Here: the width of a kernel; galaxies laid side by side by their principal axes, and their best-matching pairs.
+Here: the width of a kernel; galaxies side by side along their principal axes, and their best-matching pairs.
 Chapters 10, A GAN for radio galaxies, and 11, Smearing.
 """
 
