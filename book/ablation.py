@@ -99,9 +99,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
-    frames = images.galaxy_zoo(
-        chosen.galaxyzoo, size=424, crop=424, split="train", dtype=torch.uint8
-    ).pixels
+    frames = images.galaxy_zoo(chosen.galaxyzoo, size=424, crop=424, split="train", dtype=torch.uint8).pixels
     frames, held_out = frames[:-VALIDATION], frames[-VALIDATION:].float() / 255
     draw = torch.Generator().manual_seed(0)
     blends = blending.make_blends(held_out, generator=draw, crop=240, size=80)

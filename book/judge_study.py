@@ -23,12 +23,17 @@ RECORD = notebook.RECORDS / "judges.json"
 COUNT = 300
 
 
-def measure(name: str, blends: evaluation.Blends) -> dict:
-    """Return the single-image figures of one shipped judge, with the hash of its weights."""
-    gan = load_checkpoint(name).gan
-    drawn = deblender.deblend(gan, blends.blended)
-    figures = evaluation.judge_figures(gan, blends.galaxies, drawn)
-    return {"sha256": hashlib.sha256(shipped(name).read_bytes()).hexdigest(), **figures}
+def measure(name: str, folder: Path, *, count: int = COUNT) -> dict:
+    """Return the single-image figures of one shipped judge, with the hash of its weights.
+
+    The blends add up by the rule that the network learned; the fill is zeros for all.
+    """
+    checkpoint = load_checkpoint(name)
+    rule = checkpoint.experiment.get("rule", "max")
+    blends = evaluation.held_out_blends(folder, count=count, rule=rule)
+    drawn = deblender.deblend(checkpoint.gan, blends.blended)
+    figures = evaluation.judge_figures(checkpoint.gan, blends.galaxies, drawn)
+    return {"sha256": hashlib.sha256(shipped(name).read_bytes()).hexdigest(), "rule": rule, **figures}
 
 
 def main() -> None:
@@ -36,14 +41,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    blends = evaluation.held_out_blends(parser.parse_args().folder, count=COUNT)
+    folder = parser.parse_args().folder
     names = [*shipped_names("deblender"), *shipped_names("phantom")]
     record = {
         "command": "python -m book.judge_study GALAXY_ZOO_FOLDER",
         "date": datetime.date.today().isoformat(),
         "versions": {"galnb": __version__, "torch": torch.__version__},
-        "blends": f"{COUNT} maximum blends of the 300 Galaxy Zoo galaxies that no training saw",
-        "judges": {name: measure(name, blends) for name in names},
+        "blends": f"{COUNT} of the 300 Galaxy Zoo galaxies that no training saw, filled with zeros",
+        "judges": {name: measure(name, folder) for name in names},
     }
     write_atomically(RECORD, (json.dumps(record, indent=1) + "\n").encode())
 

@@ -162,7 +162,7 @@ def test_every_public_name_has_a_user_outside_its_file():
 
 
 def companions(path: Path) -> set[str]:
-    """Types and constants that public functions and types of the same file work with: they come in with them."""
+    """Types and constants that what is public in the same file works with: they come in with it."""
     public = [
         node for node in tree(path).body
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")

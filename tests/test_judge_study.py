@@ -29,7 +29,7 @@ def test_the_figures_are_those_of_the_shipped_weights(name):
 
 
 def test_measuring_again_finds_what_the_record_says(galaxy_zoo_folder):
-    found = judge_study.measure("phantom-zeros", evaluation.held_out_blends(galaxy_zoo_folder, count=8))
+    found = judge_study.measure("phantom-zeros", galaxy_zoo_folder, count=8)
     assert found["images"] == 8 and found["sha256"] == RECORD["judges"]["phantom-zeros"]["sha256"]
     assert min(RECORD["judges"]["phantom-zeros"]["true_called_fake"]) > 0.95
     assert min(found["true_called_fake"]) >= 0.75  # of 8, where the record says nearly all of 300
