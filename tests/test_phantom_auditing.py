@@ -18,7 +18,7 @@ from galnb import images as sources
 from galnb.blending import make_blends
 from galnb.images.readers import open_stack
 from galnb.phantom.auditing import audit
-from galnb.phantom.traces import TRACES, measure, straight_edges
+from galnb.phantom.traces import TRACES, alike, measure, straight_edges
 
 
 @pytest.fixture(scope="module")
@@ -377,3 +377,17 @@ def test_the_blank_image_of_first(first_radio_folder, tmp_path):
     (blank,) = [finding for finding in report.findings if finding.kind == "blank"]
     assert report.names[blank.image] == "22.446_0.776_3_Proctor_Tab1.png" and report.serious
     assert "clipped" in kinds(report)
+
+
+def test_like_thumbnails_are_the_pairs_that_a_slow_search_finds():
+    draw = np.random.default_rng(0)
+    rows = draw.normal(size=(300, 64))
+    rows[200:250] = rows[:50] + 0.05 * draw.normal(size=(50, 64))
+    rows[299] = 0
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    match = rows @ rows.T
+    slow = {(a, b) for a in range(300) for b in range(a + 1, 300) if match[a, b] > 0.97}
+    found = alike(rows.astype(np.float32), 0.97)
+    assert set(found) == slow and len(slow) == 50
+    assert [match[pair] for pair in found] == sorted((match[pair] for pair in found), reverse=True)
+    assert alike(np.zeros((3, 4), np.float32), 0.5) == alike(rows[:1], 0.5) == []

@@ -19,7 +19,7 @@ from scipy.ndimage import binary_dilation
 from skimage.measure import approximate_polygon, find_contours
 
 from galnb.images.readers import Stack, open_stack
-from galnb.phantom.traces import TRACES, measure, quiet, regions, straight_edges, to_grey
+from galnb.phantom.traces import TRACES, alike, measure, quiet, regions, straight_edges, to_grey
 
 _BATCH = 2**20  # values measured at a time
 SERIOUS, _HABIT = 0.5, 0.1  # severity from which a finding is serious; taken off where most images share it
@@ -231,22 +231,12 @@ def _of_set(table: dict[str, np.ndarray], unreadable: dict[str, str]) -> Iterato
 
 def _repeats(table: dict[str, np.ndarray], read: Callable[[int], np.ndarray]) -> Iterator[Finding]:
     """Pairs of like thumbnails whose pixels are alike too, at most 1,000 of them looked at."""
-    known = np.flatnonzero(table["thumbnail"].any(1))
-    thumbnails, pairs = torch.from_numpy(table["thumbnail"][known]).float(), {}
-    for start in range(0, len(known), 256):  # 100 MB for 100,000 images
-        like = thumbnails[start : start + 256] @ thumbnails.T
-        like.diagonal(start).fill_(-1)
-        best = like.topk(min(2, len(known) - 1))
-        for row, column in (best.values > _ALIKE).nonzero().tolist():
-            pair = sorted((start + row, int(best.indices[row, column])))
-            pairs[tuple(pair)] = float(best.values[row, column])
-    for a, b in sorted(pairs, key=lambda pair: (-pairs[pair], pair))[:_LISTED]:
-        a, b = known[a], known[b]
+    for a, b in alike(table["thumbnail"], _ALIKE)[:_LISTED]:
         one, other = read(a), read(b)
         if one.shape == other.shape:
             match = _noise(one) @ _noise(other)
             if match > (_COPY if max(table["at_low"][[a, b]]) > 0.5 else TRACES["repeats"].limit):
-                yield _finding("repeats", int(b), a, match)
+                yield _finding("repeats", b, a, match)
 
 
 def _noise(image: np.ndarray) -> np.ndarray:

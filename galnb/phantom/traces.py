@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.spatial import cKDTree
 from torch.nn import functional as F
 
 _QUIET = 0.05  # by hand: a quiet pixel differs from its neighbours by less than this part of the usual
@@ -169,6 +170,29 @@ def straight_edges(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     usual = lines.abs().flatten(1).quantile(0.5, 1).clamp_min(1e-12) / 0.6745
     strength, at = (lines.flatten(1) / usual[:, None]).max(1)
     return strength, 180 - (at // lines.shape[2]) * (180 / _ANGLES)
+
+
+def alike(thumbnails: np.ndarray, least: float) -> list[tuple[int, int]]:
+    """Find pairs of nearest neighbours among thumbnails (N, D) of unit length, the most alike first.
+
+    least: correlation that a pair must exceed; rows of zeros have no neighbour.
+    Along 12 principal axes no points move apart: a tree finds what is near there, the whole rows decide.
+    """
+    known = np.flatnonzero(thumbnails.any(1))
+    if len(known) < 2:
+        return []
+    sample = thumbnails[known[:: max(1, len(known) // 2048)]].astype(np.float32)
+    axes = np.linalg.svd(sample - sample.mean(0), full_matrices=False)[2][:12]
+    parts = np.array_split(known, 64)  # bounded memory
+    points = np.concatenate([thumbnails[part].astype(np.float32) @ axes.T for part in parts])
+    reach = np.sqrt(2 - 2 * least)
+    near = cKDTree(points).query(points, k=min(3, len(known)), distance_upper_bound=reach)[1]
+    first, place = np.nonzero(near < len(known))
+    pairs = np.unique(np.sort(np.stack([known[first], known[near[first, place]]], 1), 1), axis=0)
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    match = np.array([thumbnails[a].astype(np.float32) @ thumbnails[b].astype(np.float32) for a, b in pairs])
+    order = np.argsort(-match, kind="stable")[: int((match > least).sum())]
+    return [(int(a), int(b)) for a, b in pairs[order]]
 
 
 def _grid(detail: torch.Tensor, period: int = 16) -> torch.Tensor:
