@@ -292,12 +292,14 @@ def test_a_sentence_for_a_caption():
         "This judge tells true from drawn galaxies with an AUC of .51 / .52 and calls 99 % of the true "
         "ones fake"
     )
-    assert evaluation.judge_sentence(guess) == f"{wanted}: its map explains a guess."
+    assert evaluation.judge_sentence(guess) == f"{wanted}: too little to read much into its map."
     assert evaluation.judge_sentence(guess, least=0.5) == f"{wanted}."
     one = evaluation.judge_sentence({"auc": [1.0], "true_called_fake": [0.0]})
     assert one.endswith("AUC of 1.00 and calls 0 % of the true ones fake.")
     low = evaluation.judge_sentence({"auc": [0.98, 0.8999], "true_called_fake": [0.1, 0.2]})
-    assert "AUC of .98 / .89 and calls 10 % / 20 %" in low and low.endswith(": its map explains a guess.")
+    assert "AUC of .98 / .89 and calls 10 % / 20 %" in low and low.endswith(
+        ": too little to read much into its map."
+    )
     for figures in (None, {}, {"auc": [1]}, [0.5]):
         with pytest.raises(ValueError, match="expected what judge_figures returns"):
             evaluation.judge_sentence(figures)

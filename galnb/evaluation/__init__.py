@@ -22,6 +22,7 @@ from galnb.gans import Gan
 from galnb.gans.layers import batch_dependent, evaluating
 
 MOST_PSNR = 60.0  # dB: an error of a quarter of a grey level of 255; what is exact counts as this
+_TOO_LITTLE = ": too little to read much into its map."
 _CHUNK = 50  # frames of 424 px in floats at a time: 108 MB
 
 
@@ -152,9 +153,9 @@ def judge_figures(gan: Gan, true: torch.Tensor, drawn: torch.Tensor) -> dict:
 
 
 def judge_sentence(figures: Mapping, *, least: float = 0.9) -> str:
-    """Say in one sentence for a caption what `judge_figures` found; a judge below `least` explains a guess.
+    """Say in one sentence for a caption what `judge_figures` found, and whether a map of it is worth reading.
 
-    least: AUC in [0, 1] that a judge needs at every position for its map to be more than a guess.
+    least: AUC in [0, 1] that a judge needs at every position.
     """
     if not isinstance(figures, Mapping) or not {"auc", "true_called_fake"} <= set(figures):
         raise ValueError(f"figures is {figures!r}; expected what judge_figures returns")
@@ -166,7 +167,7 @@ def judge_sentence(figures: Mapping, *, least: float = 0.9) -> str:
     missed = [f"{100 * value:.0f} %" for value in figures["true_called_fake"]]
     known, missed = (" / ".join(words[:1] if len({*words}) == 1 else words) for words in (known, missed))
     start = f"This judge tells true from drawn galaxies with an AUC of {known} and calls {missed} of the true"
-    return start + " ones fake" + (": its map explains a guess." if min(figures["auc"]) < least else ".")
+    return start + " ones fake" + (_TOO_LITTLE if min(figures["auc"]) < least else ".")
 
 
 def _logits(gan: Gan, galaxies: torch.Tensor) -> torch.Tensor:
