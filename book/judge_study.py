@@ -16,24 +16,29 @@ import torch
 from galnb import __version__, evaluation, notebook
 from galnb.files import write_atomically
 from galnb.gans import deblender
-from galnb.training import load_checkpoint, shipped
+from galnb.training import Checkpoint, load_checkpoint, shipped
 from galnb.training.checkpoints import shipped_names
 
 RECORD = notebook.RECORDS / "judges.json"
-COUNT = 300
+COUNT = 300  # blends: every held-out galaxy comes first once
 
 
-def measure(name: str, folder: Path, *, count: int = COUNT) -> dict:
-    """Return the single-image figures of one shipped judge, with the hash of its weights.
+def figures_of(checkpoint: Checkpoint, folder: Path, *, count: int = COUNT) -> dict:
+    """Return the single-image figures of a deblender's judge on held-out blends.
 
     The blends add up by the rule that the network learned; the fill is zeros for all.
     """
-    checkpoint = load_checkpoint(name)
-    rule = checkpoint.experiment.get("rule", "max")
-    blends = evaluation.held_out_blends(folder, count=count, rule=rule)
+    blends = evaluation.held_out_blends(folder, count=count, rule=checkpoint.experiment.get("rule", "max"))
     drawn = deblender.deblend(checkpoint.gan, blends.blended)
-    figures = evaluation.judge_figures(checkpoint.gan, blends.galaxies, drawn)
-    return {"sha256": hashlib.sha256(shipped(name).read_bytes()).hexdigest(), "rule": rule, **figures}
+    return evaluation.judge_figures(checkpoint.gan, blends.galaxies, drawn)
+
+
+def measure(name: str, folder: Path, *, count: int = COUNT) -> dict:
+    """Return the figures of one shipped judge, with the hash of its weights and the rule of its blends."""
+    checkpoint = load_checkpoint(name)
+    digest = hashlib.sha256(shipped(name).read_bytes()).hexdigest()
+    rule = checkpoint.experiment.get("rule", "max")
+    return {"sha256": digest, "rule": rule, **figures_of(checkpoint, folder, count=count)}
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from book.judge_study import figures_of
 from galnb import evaluation
 from galnb.files import write_atomically
-from galnb.gans import deblender
 from galnb.training import Checkpoint, load_checkpoint, save_checkpoint, shipped
 from galnb.training.checkpoints import WEIGHTS, shipped_names
 
@@ -27,7 +27,6 @@ PROGRAMS = {
 }
 LARGEST = 6 * 2**20
 FIGURES = {"images", "batch_dependent", "auc", "true_called_fake", "drawn_called_real", "cross_entropy"}
-JUDGED = 300  # blends: every held-out galaxy comes first once
 
 
 def ship(
@@ -72,10 +71,7 @@ def judged(checkpoint: Checkpoint, metrics: dict, galaxyzoo: Path | None, stage:
     if checkpoint.gan.name != "deblender":
         return metrics
     if galaxyzoo is not None:
-        rule = checkpoint.experiment.get("rule", "max")
-        blends = evaluation.held_out_blends(galaxyzoo, count=JUDGED, rule=rule)
-        drawn = deblender.deblend(checkpoint.gan, blends.blended)
-        metrics = metrics | {"judge": evaluation.judge_figures(checkpoint.gan, blends.galaxies, drawn)}
+        metrics = metrics | {"judge": figures_of(checkpoint, galaxyzoo)}
     missing = FIGURES - set(metrics.get("judge", ()))
     if missing:
         raise ValueError(

@@ -2,24 +2,15 @@
 
 from functools import partial
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from galnb.gans.layers import Add, Concat
+from tests.tiny_runs import one_thread as one_thread
 
 # All oracles run in float64; what differs then is rounding, and cancellation in sums of some hundred terms.
 TOLERANCE = 1e-10
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors gain nothing from threads and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def generator(seed=0):

@@ -15,7 +15,7 @@ from galnb.checks import at_least, one_of
 from galnb.gans import Batch, Gan, Losses, check_gan, enter, images_of, in_batches, seeded, to_signed, to_unit
 from galnb.gans.layers import NORMS, Add, Gate, ResidualBlock
 from galnb.gans.losses import RECONSTRUCTIONS, discriminator_bce, feature_loss, generator_bce, match_galaxies
-from galnb.images import check_images
+from galnb.images import check_images, turned
 
 
 @dataclass(frozen=True)
@@ -280,13 +280,8 @@ def deblend(
     def draw(part: torch.Tensor) -> torch.Tensor:
         total = 0
         for index in range(symmetries):
-            drawn = to_unit(gan.generator(to_signed(_turned(part, index))).float())
-            total = total + _turned(drawn, index if index >= 4 else -index % 4)  # a mirroring undoes itself
+            drawn = to_unit(gan.generator(to_signed(turned(part, index))).float())
+            total = total + turned(drawn, index if index >= 4 else -index % 4)  # a mirroring undoes itself
         return total / symmetries
 
     return in_batches(gan.generator, blended, batch=batch, draw=draw)
-
-
-def _turned(images: torch.Tensor, turn: int) -> torch.Tensor:
-    """Apply symmetry `turn`, 0 to 7, of the square: quarter turns, from 4 on mirrored first."""
-    return torch.rot90(images.flip(-1) if turn >= 4 else images, turn % 4, dims=(-2, -1)).contiguous()
