@@ -11,8 +11,10 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,23 @@ def record(name: str) -> dict[str, Any]:
         with np.load(place) as arrays:
             kept["arrays"] = dict(arrays)
     return kept
+
+
+def verdict(
+    reproduced: bool, partly: bool = False, *, needs: Mapping[str, bool] = MappingProxyType({})
+) -> str:
+    """Return "reproduced", "partly", "not reproduced", or "open: needs ..." with every need that is not met.
+
+    needs: what must hold before the question can be decided at all, named as the reader shall read it. A number
+    is a ValueError: NaN above a limit is False, and would pass for "not reproduced".
+    """
+    for name, found in {"reproduced": reproduced, "partly": partly, **needs}.items():
+        if str(getattr(found, "dtype", type(found).__name__)).removeprefix("torch.") != "bool":
+            raise ValueError(f"{name} is {found!r}; expected True or False: compare it with its limit first")
+    missing = [name for name, met in needs.items() if not met]
+    if missing:
+        return f"open: needs {', '.join(missing)}"
+    return "reproduced" if reproduced else "partly" if partly else "not reproduced"
 
 
 @dataclasses.dataclass(frozen=True)

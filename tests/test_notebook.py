@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,24 @@ NAMES = sorted(path.stem for path in (ROOT / "galnb" / "records").glob("*.json")
 @pytest.fixture
 def run(tmp_path):
     return notebook.start("02_blending", preset="quick", seed=3, device="cpu", out_dir=str(tmp_path))
+
+
+def test_a_verdict_is_open_before_it_is_anything_else():
+    assert notebook.verdict(True) == notebook.verdict(True, True) == "reproduced"
+    assert notebook.verdict(False, torch.tensor(2) > 1) == "partly"
+    assert notebook.verdict(False) == notebook.verdict(np.bool_(False), False) == "not reproduced"
+    needs = {"a ring": False, "trained networks": True, "a judge above .90": np.False_}
+    assert notebook.verdict(True, needs=needs) == "open: needs a ring, a judge above .90"
+    assert notebook.verdict(False, True, needs={"a ring": True}) == "partly"
+
+
+@pytest.mark.parametrize("given", [0.7, 2, None, "yes", torch.tensor(0.5), float("nan")])
+def test_a_verdict_takes_no_numbers(given):
+    for found in ((given,), (False, given)):
+        with pytest.raises(ValueError, match="compare it with its limit first"):
+            notebook.verdict(*found)
+    with pytest.raises(ValueError, match="power is"):
+        notebook.verdict(True, needs={"power": given})
 
 
 def results(run):
