@@ -48,8 +48,8 @@ def verdict(
 ) -> str:
     """Return "reproduced", "partly", "not reproduced", or "open: needs ..." with every need that is not met.
 
-    needs: what must hold before the question can be decided at all, named as the reader shall read it. A number
-    is a ValueError: NaN above a limit is False, and would pass for "not reproduced".
+    needs: what must hold before the question can be decided at all, by the name that a reader shall see.
+    A number is a ValueError: NaN above a limit is False, and would pass for "not reproduced".
     """
     for name, found in {"reproduced": reproduced, "partly": partly, **needs}.items():
         if str(getattr(found, "dtype", type(found).__name__)).removeprefix("torch.") != "bool":
