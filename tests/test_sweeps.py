@@ -60,6 +60,10 @@ def leaving(point):
 def echo(point):
     return {"twice": 2 * point["value"]}
 
+def threads(point):
+    import torch
+    return {"threads": torch.get_num_threads(), "of kernels": int(os.environ["OMP_NUM_THREADS"])}
+
 def shadow(point):
     return {"value": point["value"] + 9, "square": 1}
 """
@@ -112,18 +116,19 @@ def grid(marks, values, **more):
 def test_expand_is_the_product_of_the_values():
     given = {"sigma": [0, 0.5, 1], "size": [3, 5], "name": ["a"]}
     expected = [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
-    assert sweeps._expand(given) == expected and len(expected) == 6
+    assert sweeps._points(given) == expected and len(expected) == 6
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"sigma": []}, "at least one value"),
+        ({}, "at least one value"),
+        ([], "at least one value"),
         ({"sigma": "0,1"}, "expected a list"),
         ({"sigma": [0, 1, 0]}, "twice"),
         ({"sigma": [float("nan")]}, "finite"),
         ({"sigma": [{1}]}, "expected a finite number, a text"),
-        ({}, "at least one parameter"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(given, said, tasks, tmp_path):
@@ -156,30 +161,34 @@ def test_a_killed_worker_loses_nothing_and_no_finished_point_runs_twice(tasks, m
 
 
 @posix
-def test_a_point_that_always_kills_its_worker_is_reported_and_the_others_run(tasks, marks, tmp_path):
+def test_a_point_that_kills_its_worker_again_is_reported(tasks, marks, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeps, "_ATTEMPTS", 2)
     with pytest.raises(RuntimeError, match=r"1 of 4 points failed(.|\n)*\"value\": 2.*2 attempts"):
-        sweeps.sweep(
-            tasks.deadly, grid(marks, [1, 2, 3, 4]), folder=tmp_path / "out", attempts=2, progress=False
-        )
+        sweeps.sweep(tasks.deadly, grid(marks, [1, 2, 3, 4]), folder=tmp_path / "out", progress=False)
     assert runs(marks, 2) == 2
     assert sorted(row["value"] for row in finished(tmp_path / "out")) == [1, 3, 4]
 
 
 @posix
 @pytest.mark.parametrize("local", [True, False], ids=["processes", "threads"])
-def test_a_point_that_leaves_is_reported_and_the_others_are_kept(tasks, marks, tmp_path, local):
+def test_a_point_that_leaves_is_reported_and_the_others_are_kept(tasks, marks, tmp_path, local, monkeypatch):
+    monkeypatch.setattr(sweeps, "_ATTEMPTS", 1)
     values = [0, 1, 2, 3, 4] if local else [0, 1, 2, 4]  # _exit in a thread would end this process
     with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError) as failure:
-        sweeps.sweep(
-            tasks.leaving, grid(marks, values), folder=tmp_path / "out", attempts=1, progress=False,
-            executor=None if local else pool,
-        )  # fmt: skip
+        options = {"folder": tmp_path / "out", "executor": None if local else pool, "progress": False}
+        sweeps.sweep(tasks.leaving, grid(marks, values), **options)
     said = str(failure.value).splitlines()
     expected = {1: "SystemExit: enough", 2: "KeyboardInterrupt", 3: "its worker died in each of 1 attempts"}
     assert len(said) == len(values) - 1 and f"{len(values) - 2} of {len(values)} points failed" in said[0]
     for value in set(values) & set(expected):
         assert any(f'"value": {value}' in line and expected[value] in line for line in said[1:])
     assert sorted(row["value"] for row in finished(tmp_path / "out")) == [0, 4]
+
+
+def test_local_processes_share_the_cores(tasks, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for row in sweeps.sweep(tasks.threads, {"value": [1, 2]}, folder=tmp_path, progress=False):
+        assert row["threads"] == row["of kernels"] <= max(1, os.cpu_count() // 2)
 
 
 def test_a_result_does_not_take_the_name_of_a_parameter(tasks, tmp_path):
@@ -249,12 +258,12 @@ def test_a_changed_galnb_is_run_again(tasks, notebook, tmp_path, monkeypatch):
         Path(sweeps.__file__).parent, package, ignore=shutil.ignore_patterns("*.safetensors", "*.npz")
     )
     monkeypatch.setattr(sweeps, "__file__", str(package / "sweeps.py"))
-    for run in (tasks.echo, sweeps._Notebook(notebook)):
-        before = sweeps._name_and_code(run)
-        assert sweeps._name_and_code(run) == before
+    for run in ((tasks.echo, Path(tasks.__file__)), (notebook, notebook)):
+        before = sweeps._code(*run)
+        assert sweeps._code(*run) == before
         for name in ("files.py", "images/__init__.py", "weights/index.json"):
             (package / name).write_text((package / name).read_text() + "\n")
-            after = sweeps._name_and_code(run)
+            after = sweeps._code(*run)
             assert after != before, name
             before = after
 
@@ -279,7 +288,7 @@ def test_only_failed_points_are_repeated(tasks, marks, tmp_path):
 @posix
 def test_a_dask_cluster_loses_a_worker_but_no_point(tasks, marks, tmp_path):
     distributed = pytest.importorskip("distributed")
-    points, out = sweeps._expand(grid(marks, list(range(6)), seconds=0.3)), tmp_path / "out"
+    points, out = sweeps._points(grid(marks, list(range(6)), seconds=0.3)), tmp_path / "out"
     local = {"dashboard_address": None, "local_directory": str(tmp_path)}
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, **local) as cluster,
@@ -298,7 +307,7 @@ def test_a_scheduler_that_does_not_answer_is_named_soon():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(ConnectionError, match=f"no Dask scheduler answers at {address} within 0.5 s"):
+    with pytest.raises(OSError, match=f"Timed out trying to connect to {address} after 0.5 s"):
         sweeps.dask_executor(address, timeout=0.5).__enter__()
 
 
@@ -322,6 +331,7 @@ def notebook(tmp_path):
 def test_a_notebook_is_run_at_each_point_and_its_copy_kept(notebook, tmp_path, capsys):
     pytest.importorskip("papermill")
     arguments = ["sweep", str(notebook), "--grid", "sigma=0,0.5", "--out", str(tmp_path / "out")]
+    arguments += ["--workers", "1"]  # kernels that start at once may take one another's port
     assert command_line.main(arguments) == 0, capsys.readouterr().err
     table = (tmp_path / "out/table.csv").read_text().splitlines()
     assert table[0] == "sigma,twice,executed" and [line.split(",")[:2] for line in table[1:]] == [
@@ -332,33 +342,13 @@ def test_a_notebook_is_run_at_each_point_and_its_copy_kept(notebook, tmp_path, c
     assert any("sigma = 0.5" in cell.source for cell in copy.cells) and copy.cells[-1].outputs
 
 
-def test_a_kernel_that_does_not_start_is_started_again(notebook, tmp_path, monkeypatch):
-    papermill = pytest.importorskip("papermill")
-    run, failures = papermill.execute_notebook, ["Kernel didn't respond in 60 seconds"]
-
-    def execute(*arguments, **options):
-        if failures:
-            raise RuntimeError(failures.pop())
-        return run(*arguments, **options)
-
-    monkeypatch.setattr(papermill, "execute_notebook", execute)
-    task = sweeps._Notebook(notebook)
-    assert task({"sigma": 2}, tmp_path / "a")["twice"] == 4 and not failures
-    failures[:] = ["Kernel died before replying to kernel_info"] * sweeps._STARTS
-    with pytest.raises(RuntimeError, match="Kernel died"):
-        task({"sigma": 2}, tmp_path / "b")
-    failures[:] = ["another trouble"]
-    with pytest.raises(RuntimeError, match="another trouble"):
-        task({"sigma": 2}, tmp_path / "c")
-
-
 def test_a_notebook_without_the_parameter_lists_those_it_has(notebook, tmp_path, capsys):
     pytest.importorskip("papermill")
     assert command_line.main(["sweep", str(notebook), "--grid", "sigmma=0,1"]) == 2
-    assert "has no parameter sigmma to vary" in (said := capsys.readouterr().err) and "sigma, out_dir" in said
+    assert "has no parameter ['sigmma'] to vary; it has ['sigma']" in capsys.readouterr().err
     with pytest.raises(ValueError, match="out_dir"):
         sweeps.sweep(notebook, {"out_dir": ["here"]}, folder=tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="no notebook"):
+    with pytest.raises(FileNotFoundError, match=r"none\.ipynb"):
         sweeps.sweep(tmp_path / "none.ipynb", {"sigma": [1]}, folder=tmp_path / "out")
 
 
@@ -367,7 +357,7 @@ def test_bad_input_is_one_sentence(tasks, tmp_path, capsys):
     scope = {"__name__": "__typed_in__"}
     exec("def task(point):\n    return {}", scope)
     for task in (lambda point: {}, scope["task"]):  # nothing would tell that they changed
-        with pytest.raises(ValueError, match="put it into a"):
+        with pytest.raises(ValueError, match=r"expected a function of a \.py file"):
             sweeps.sweep(task, {"value": [1]}, **options)
     with pytest.raises(ValueError, match="module:function"):
         sweeps.sweep("sweep_tasks:cube", {"value": [1]}, **options)
@@ -379,9 +369,5 @@ def test_bad_input_is_one_sentence(tasks, tmp_path, capsys):
     with ThreadPoolExecutor(1) as pool:
         options["executor"] = pool
         sweeps.sweep(tasks.echo, {"value": [1]}, **options)
-        for path in (tmp_path / "out").glob("*.json"):
-            path.write_text(json.dumps([1]))
-        with pytest.raises(ValueError, match="no result of a sweep"):
-            sweeps.sweep(tasks.echo, {"value": [1]}, **options)
     assert command_line.main(["sweep", "sweep_tasks:square", "--grid", "value"]) == 2
     assert "expected NAME=VALUE" in capsys.readouterr().err
