@@ -234,11 +234,11 @@ def test_generate_refuses_what_does_not_fit(generator):
     for sizes in WRONG_SIZES:
         with pytest.raises(ValueError, match=f"{next(iter(sizes))}.*expected .*whole number"):
             generate(gan, **{"count": 2, **sizes}, generator=generator)
-    for latent in (torch.zeros(2, 9), np.zeros((2, 8))):
-        with pytest.raises(ValueError, match=r"latent .* \(2, .\): expected a tensor \(2, 8\)"):
+    for latent in (torch.zeros(2, 9), torch.full((2, 8), torch.nan)):
+        with pytest.raises(ValueError, match=r"latent \(2, .\): expected \(2, 8\), finite floats"):
             generate(gan, 2, generator=generator, latent=latent)
-    for latent in (torch.full((2, 8), torch.nan), torch.zeros(2, 8).long()):
-        with pytest.raises(ValueError, match="expected finite floats"):
+    for latent in (np.zeros((2, 8)), torch.zeros(2, 8).long()):
+        with pytest.raises(ValueError, match=r"latent: got .*, expected a tensor of floats"):
             generate(gan, 2, generator=generator, latent=latent)
     for wrong in (0, None):
         with pytest.raises(ValueError, match=f"generator is {wrong}; expected a torch.Generator"):
@@ -258,5 +258,5 @@ def test_losses_refuse_batches_that_do_not_fit(shape, generator):
     gan = lightweight(TINY)
     batch = {"galaxies": torch.zeros(2, 3, 64, 64)} if shape is None else {"images": torch.zeros(shape)}
     for loss in (gan.generator_loss, gan.discriminator_loss):
-        with pytest.raises(ValueError, match=f"images {re.escape(str(shape))}; expected .B, 3, 64, 64."):
+        with pytest.raises(ValueError, match=f"images': {re.escape(str(shape))}.; expected .*, 3, 64, 64."):
             loss(gan, batch, generator)

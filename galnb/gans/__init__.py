@@ -4,7 +4,8 @@ Chapters 03, A first GAN, and 04, The deblender GAN.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
+from functools import partial
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -15,6 +16,7 @@ from galnb.gans.layers import evaluating
 
 Batch = dict[str, torch.Tensor]
 Losses = dict[str, torch.Tensor]
+Loss = Callable[["Gan", Batch, torch.Generator], Losses]
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,33 @@ class Gan:
     """
 
     name: str
-    config: object
+    config: Any
     generator: nn.Module
     discriminator: nn.Module
     prepare: Callable[[torch.Tensor], torch.Tensor]
-    generator_loss: Callable[["Gan", Batch, torch.Generator], Losses]
-    discriminator_loss: Callable[["Gan", Batch, torch.Generator], Losses]
-    burn_in_loss: Callable[["Gan", Batch, torch.Generator], Losses] | None = None
+    generator_loss: Loss
+    discriminator_loss: Loss
+    burn_in_loss: Loss | None = None
+
+
+def build_gan(
+    name: str,
+    config: Any,
+    networks: tuple[type, type],
+    losses: tuple[Loss, ...],
+    first: Callable | None = None,
+) -> Gan:
+    """Build a GAN with first weights that ``config.seed`` fixes; the caller's random state stays.
+
+    networks: config -> generator, config -> discriminator; losses: theirs, perhaps one of the burn-in.
+    first: draws the weights of both anew, in place; without it they stay as PyTorch draws them.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        generator, discriminator = (network(config) for network in networks)
+        if first:
+            first(generator, discriminator)
+    return Gan(name, config, generator, discriminator, partial(enter, generator), *losses)
 
 
 def check_gan(gan: Gan, name: str) -> None:
@@ -46,14 +68,14 @@ def check_gan(gan: Gan, name: str) -> None:
         raise ValueError(f"got {given}, expected a {name!r} GAN: that of load_checkpoint(...) is its .gan")
 
 
-def images_of(batch: Batch, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return a batch's images of that name, (B, *shape); ValueError if they are not there, or others."""
-    given = tuple(batch[name].shape) if name in batch else None
-    if not given or not given[0] or given[1:] != shape:
-        raise ValueError(
-            f"batch holds {name} {given}; expected (B, {', '.join(map(str, shape))}), at least one"
-        )
-    return batch[name]
+def tensors_of(batch: Batch, **shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    """Return a batch's tensors of those names, each (B, *shape); ValueError if one is missing or another."""
+    given = {name: tuple(batch[name].shape) if name in batch else None for name in shapes}
+    count = (next(iter(given.values())) or (0,))[0]
+    wanted = {name: (count or "B", *shape) for name, shape in shapes.items()}
+    if given != wanted:
+        raise ValueError(f"batch holds {given}; expected {wanted}, at least one of each")
+    return [batch[name] for name in shapes]
 
 
 def to_signed(images: torch.Tensor) -> torch.Tensor:
@@ -82,32 +104,12 @@ def in_batches(
     ValueError if batch is no whole number of at least 1. The network gets its mode back.
     """
     at_least(1, batch=batch)
-    own = next(network.parameters())
-
-    def moved(piece: torch.Tensor) -> torch.Tensor:
-        return piece.to(own) if piece.is_floating_point() else piece.to(own.device)
-
-    drawn = []
+    own, drawn = next(network.parameters()), []
     with evaluating(network), torch.no_grad():
         for pieces in zip(*(tensor.split(batch) for tensor in inputs), strict=True):
-            given = [moved(piece) for piece in pieces]
+            given = [piece.to(own if piece.is_floating_point() else own.device) for piece in pieces]
             drawn.append((draw(*given) if draw else to_unit(network(*given).float())).float().cpu())
     return torch.cat(drawn)
-
-
-def seeded(
-    seed: int, *builders: Callable[[], nn.Module], first: Callable[..., None] | None = None
-) -> tuple[nn.Module, ...]:
-    """Build networks with first weights that the seed fixes; the caller's random state stays.
-
-    first: draws the weights of all of them anew, in place; without it they stay as PyTorch draws them.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        networks = tuple(build() for build in builders)
-        if first:
-            first(*networks)
-    return networks
 
 
 def from_json(kind: type, values: Mapping[str, Any]) -> Any:
@@ -118,13 +120,9 @@ def from_json(kind: type, values: Mapping[str, Any]) -> Any:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{kind.__name__}: got {type(values).__name__}, expected a table of its fields")
-    known = [field.name for field in fields(kind) if field.init]
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(
-            f"{kind.__name__} has no field {', '.join(unknown)}; known are {', '.join(known)}. "
-            "Correct the name, or update galnb if a newer one wrote it"
-        )
     hints = get_type_hints(kind)
+    if unknown := sorted(set(values) - set(hints)):
+        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}; known are {', '.join(hints)}")
     try:
         return kind(**{name: _typed(hints[name], value) for name, value in values.items()})
     except TypeError as error:  # a field is missing, or holds what cannot be compared
@@ -132,10 +130,7 @@ def from_json(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def _typed(hint: Any, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        nested = [each for each in (hint, *get_args(hint)) if is_dataclass(each)]
-        return from_json(nested[0], value) if nested else value
     if isinstance(value, list | tuple):
-        inner = [each for each in get_args(hint) if each is not Ellipsis] or [Any]
-        return tuple(_typed(inner[min(i, len(inner) - 1)], each) for i, each in enumerate(value))
-    return value
+        return tuple(_typed(None, each) for each in value)
+    nested = [each for each in (hint, *get_args(hint)) if is_dataclass(each)]
+    return from_json(nested[0], value) if nested and isinstance(value, Mapping) else value

@@ -6,13 +6,13 @@ than it; ``"unet"`` is the same U-Net without that knowledge, to see what it is 
 """
 
 from dataclasses import dataclass
-from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import nn
 
 from galnb.checks import at_least, one_of
-from galnb.gans import Batch, Gan, Losses, check_gan, enter, images_of, in_batches, seeded, to_signed, to_unit
+from galnb.gans import Batch, Gan, Losses, build_gan, check_gan, in_batches, tensors_of, to_signed, to_unit
 from galnb.gans.layers import NORMS, Add, Gate, ResidualBlock
 from galnb.gans.losses import RECONSTRUCTIONS, discriminator_bce, feature_loss, generator_bce, match_galaxies
 from galnb.images import check_images, turned
@@ -135,10 +135,8 @@ class _UNetGenerator(nn.Module):
         widths = config.widths
 
         def stage(level: int) -> nn.Sequential:
-            blocks = range(config.blocks[level])
-            return nn.Sequential(
-                *(ResidualBlock(widths[level], activation="silu", norm="group") for _ in blocks)
-            )
+            blocks = config.blocks[level]
+            return nn.Sequential(*(ResidualBlock(widths[level], modern=True) for _ in range(blocks)))
 
         levels, folded = range(len(widths) - 1), 4 * config.channels
         self.fold = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(folded, widths[0], 3, padding=1))
@@ -180,28 +178,19 @@ class Discriminator(nn.Sequential):
     def __init__(self, config: DeblenderConfig):
         width, norm = config.discriminator_width, config.discriminator_norm
         layers = [nn.Conv2d(config.channels, width, 3, padding=1), nn.LeakyReLU(0.2)]
-        before = width
-        for factor, stride in ((1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2)):
-            after, kernel = factor * width, config.discriminator_kernel if stride == 2 else 3
-            layers += [
-                nn.Conv2d(before, after, kernel, stride=stride, padding=1, bias=norm == "none"),
-                NORMS[norm](after),
-                nn.LeakyReLU(0.2),
-            ]
-            before = after
-        dense = nn.Linear(before * (config.size // 16) ** 2, config.dense)
+        widths = [width * factor for factor in (1, 1, 2, 2, 4, 4, 8, 8)]
+        for level, (before, after) in enumerate(pairwise(widths)):
+            kernel, stride = (3, 1) if level % 2 else (config.discriminator_kernel, 2)
+            convolution = nn.Conv2d(before, after, kernel, stride, 1, bias=norm == "none")
+            layers += [convolution, NORMS[norm](after), nn.LeakyReLU(0.2)]
+        dense = nn.Linear(after * (config.size // 16) ** 2, config.dense)
         super().__init__(*layers, nn.Flatten(), dense, nn.LeakyReLU(0.2), nn.Linear(config.dense, 1))
 
 
 def _given(gan: Gan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Blends and their galaxies as the networks take them; ValueError where a batch holds others."""
     one = gan.config.channels, gan.config.size, gan.config.size
-    blended = images_of(batch, "blended", one)
-    galaxies = images_of(batch, "galaxies", (gan.config.count, *one))
-    if len(blended) != len(galaxies):
-        raise ValueError(
-            f"batch holds {len(blended)} blended, {len(galaxies)} galaxies; expected one for each"
-        )
+    blended, galaxies = tensors_of(batch, blended=one, galaxies=(gan.config.count, *one))
     return gan.prepare(blended), gan.prepare(galaxies)
 
 
@@ -211,12 +200,9 @@ def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> L
     real = galaxies.flatten(0, 1)
     with torch.no_grad():
         fake = gan.generator(blended).flatten(0, 1)
-    real_logits, fake_logits = gan.discriminator(real), gan.discriminator(fake.to(real.dtype))
-    return {
-        "total": discriminator_bce(real_logits, fake_logits),
-        "real_score": real_logits.detach().sigmoid().mean(),
-        "fake_score": fake_logits.detach().sigmoid().mean(),
-    }
+    on_real, on_fake = gan.discriminator(real), gan.discriminator(fake.to(real.dtype))
+    parts = {"real_score": on_real.detach().sigmoid().mean(), "fake_score": on_fake.detach().sigmoid().mean()}
+    return {"total": discriminator_bce(on_real, on_fake), **parts}
 
 
 def _drawn_and_truth(gan: Gan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -251,10 +237,9 @@ def deblender(config: DeblenderConfig, *, features: nn.Module | None = None) -> 
         seen = features.to(drawn.device)
         return {"total": feature_loss((drawn.float() + 1) / 2, (truth + 1) / 2, seen)}
 
-    builders = partial(_GENERATORS[config.generator], config), partial(Discriminator, config)
-    networks = seeded(config.seed, *builders)
+    networks = _GENERATORS[config.generator], Discriminator
     losses = _generator_loss, _discriminator_loss, burn_in_loss
-    return Gan("deblender", config, *networks, partial(enter, networks[0]), *losses)
+    return build_gan("deblender", config, networks, losses)
 
 
 def deblend(

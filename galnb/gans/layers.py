@@ -13,21 +13,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from galnb.checks import at_least, check_floats, check_generator, one_of
-
-_ACTIVATIONS = {"prelu": nn.PReLU, "silu": lambda channels: nn.SiLU()}
+from galnb.checks import at_least, check_floats, check_generator
 
 
-def _groups(channels: int) -> int:
+def _group_norm(channels: int) -> nn.GroupNorm:
     """Groups of about 16 channels: small enough to matter, large enough for a stable variance."""
-    return max(count for count in range(1, max(1, channels // 16) + 1) if channels % count == 0)
+    fitting = (count for count in range(1, max(1, channels // 16) + 1) if channels % count == 0)
+    return nn.GroupNorm(max(fitting), channels)
 
 
-NORMS = {
-    "batch": nn.BatchNorm2d,
-    "group": lambda channels: nn.GroupNorm(_groups(channels), channels),
-    "none": lambda channels: nn.Identity(),
-}
+NORMS = {"batch": nn.BatchNorm2d, "group": _group_norm, "none": nn.Identity}
 
 
 class Add(nn.Module):
@@ -69,34 +64,28 @@ class Gate(nn.Module):
 def batch_dependent(network: nn.Module) -> list[str]:
     """Name the layers through which the images of a batch see each other in training: every batch norm.
 
-    A judge with such a layer scores an image by the company it is in. Instance, group and layer norm look at
-    one image at a time. Whether a layer lies on the way to the output is not asked.
+    A judge with such a layer scores an image by the company it is in; instance, group and layer norm do not.
     """
-    return [
-        name or type(layer).__name__
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm)  # its subclasses: 1d to 3d, lazy, synchronised
-    ]
+    norm = nn.modules.batchnorm._BatchNorm  # what 1d to 3d, lazy and synchronised ones are made from
+    layers = network.named_modules()
+    return [name or type(layer).__name__ for name, layer in layers if isinstance(layer, norm)]
 
 
 class ResidualBlock(nn.Module):
     """Add to the input two 3x3 convolutions of it: conv, norm, activation, conv, norm, then the sum.
 
-    There is no activation after the sum (SRGAN's block, Ledig et al. 2017).
-    channels: of input and output; activation: "prelu" or "silu"; norm: key of `NORMS`.
+    There is no activation after the sum (SRGAN's block, Ledig et al. 2017). modern: groups and SiLU in place
+    of batch norm and PReLU.
     """
 
-    def __init__(self, channels: int, *, activation: str = "prelu", norm: str = "batch"):
+    def __init__(self, channels: int, *, modern: bool = False):
         super().__init__()
-        one_of("activation", activation, _ACTIVATIONS)
-        one_of("norm", norm, NORMS)
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"),
-            NORMS[norm](channels),
-            _ACTIVATIONS[activation](channels),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"),
-            NORMS[norm](channels),
-        )
+
+        def half() -> tuple[nn.Module, nn.Module]:
+            norm = NORMS["group" if modern else "batch"](channels)
+            return nn.Conv2d(channels, channels, 3, padding=1, bias=False), norm
+
+        self.body = nn.Sequential(*half(), nn.SiLU() if modern else nn.PReLU(channels), *half())
         self.add = Add()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -148,12 +137,16 @@ def enlarge(before: int, after: int, *, stride: int = 2) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
 
 
+def halve(before: int, after: int, *norm: nn.Module, bias: bool = False) -> nn.Sequential:
+    """Convolution that halves the side, norm if one is given, LeakyReLU."""
+    return nn.Sequential(nn.Conv2d(before, after, 4, 2, 1, bias=bias), *norm, nn.LeakyReLU(0.2))
+
+
 def dcgan_weights(*networks: nn.Module) -> None:
     """Draw the weights of every convolution from N(0, 0.02), in place (Radford et al. 2016)."""
-    for network in networks:
-        for module in network.modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                nn.init.normal_(module.weight, 0.0, 0.02)
+    for module in nn.ModuleList(networks).modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(module.weight, 0.0, 0.02)
 
 
 @contextmanager
@@ -192,31 +185,24 @@ class Augmentation:
 def rotate_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """Rotate the hue of each image and keep saturation and value; grey stays grey. Differentiable in images.
 
-    images: (B, 3, H, W), RGB of any range: hue depends on differences of channels alone, so [0, 1] and
-    [-1, 1] give the same.
-    turns: (B,), angle as a share of the full circle; 1/3 makes red green, whole numbers change nothing.
-    ValueError if images are not RGB floats, or there is not one angle per image.
+    images: (B, 3, H, W), RGB floats of any range: hue depends on differences of channels alone.
+    turns: (B,), angle as a share of the full circle; 1/3 makes red green. ValueError if the shapes differ.
 
     With V = max, C = max - min and the hue h in sixths of the circle, channel n = 5, 3, 1 (red, green, blue)
     is V - C max(0, min(k, 4 - k, 1)) with k = (n + h) mod 6 (HSV; Smith 1978, SIGGRAPH 12, 12).
     """
     check_floats(images)
     if images.ndim != 4 or images.shape[1] != 3 or turns.shape != (len(images),):
-        raise ValueError(
-            f"images {tuple(images.shape)} and turns {tuple(turns.shape)}: expected (B, 3, H, W), since only "
-            "RGB has a hue, and (B,)"
-        )
+        given = f"images {tuple(images.shape)} and turns {tuple(turns.shape)}"
+        raise ValueError(f"{given}: expected (B, 3, H, W), since only RGB has a hue, and (B,)")
     red, green, blue = images.unbind(1)
     value, brightest = images.max(1)
     chroma = value - images.amin(1)
     safe = chroma.where(chroma > 0, torch.ones_like(chroma))
     around = torch.stack([(green - blue) / safe, (blue - red) / safe + 2, (red - green) / safe + 4], 1)
     hue = around.gather(1, brightest[:, None])[:, 0] + 6 * turns.to(images)[:, None, None]
-    parts = []
-    for start in (5, 3, 1):
-        k = (start + hue) % 6
-        parts.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(parts, 1)
+    steps = [(start + hue) % 6 for start in (5, 3, 1)]
+    return torch.stack([value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in steps], 1)
 
 
 def augment(images: torch.Tensor, how: Augmentation, *, generator: torch.Generator) -> torch.Tensor:
@@ -231,6 +217,7 @@ def augment(images: torch.Tensor, how: Augmentation, *, generator: torch.Generat
     if images.ndim != 4 or images.shape[-2] != images.shape[-1]:
         raise ValueError(f"images are {tuple(images.shape)}; expected squares (B, C, S, S)")
     count, side = len(images), images.shape[-1]
+    steps = torch.arange(side, device=images.device)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.rand(*shape, generator=generator).to(images.device)
@@ -238,26 +225,14 @@ def augment(images: torch.Tensor, how: Augmentation, *, generator: torch.Generat
     if how.hue:
         chosen, angles = draw(count) < how.hue, draw(count)
         images = torch.where(chosen[:, None, None, None], rotate_hue(images, angles), images)
-    reach = round(how.translation * side)
-    if reach:
-        images = _shifted(images, (draw(2, count) * (2 * reach + 1)).long(), reach)
+    if reach := round(how.translation * side):
+        framed = functional.pad(images, [reach] * 4, value=-1.0)
+        rows, columns = (draw(2, count) * (2 * reach + 1)).long()[..., None] + steps
+        image = torch.arange(count, device=images.device)[:, None, None]
+        images = framed.permute(0, 2, 3, 1)[image, rows[..., None], columns[:, None]].permute(0, 3, 1, 2)
     if how.cutout:
         chosen, corner = draw(count) < how.cutout, draw(2, count)
-        images = torch.where(_square(corner, side) & chosen[:, None, None, None], -1.0, images)
+        rows, columns = ((corner * side).long()[..., None] - steps).abs() <= side // 4
+        blank = chosen[:, None, None] & rows[..., None] & columns[:, None]
+        images = torch.where(blank[:, None], -1.0, images)
     return images
-
-
-def _shifted(images: torch.Tensor, start: torch.Tensor, reach: int) -> torch.Tensor:
-    """Cut each image out of its black surroundings at its own place; start (2, B) from 0 to 2 reach."""
-    framed = functional.pad(images, [reach] * 4, value=-1.0)
-    steps = torch.arange(images.shape[-1], device=images.device)
-    image = torch.arange(len(images), device=images.device)[:, None, None]
-    rows, columns = start[0][:, None, None] + steps[:, None], start[1][:, None, None] + steps
-    return framed.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2)
-
-
-def _square(corner: torch.Tensor, side: int) -> torch.Tensor:
-    """Mark a square of 2 (side // 4) + 1 px, centred anywhere: (2, B) in [0, 1] -> (B, 1, S, S)."""
-    steps = torch.arange(side, device=corner.device)
-    near = ((corner * side).long()[..., None] - steps).abs() <= side // 4
-    return (near[0][:, :, None] & near[1][:, None, :])[:, None]

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from galnb.checks import at_least, check_generator
-from galnb.gans import Batch, Gan, Losses, check_gan, enter, images_of, in_batches, seeded
+from galnb.checks import at_least, check_floats, check_generator
+from galnb.gans import Batch, Gan, Losses, build_gan, check_gan, in_batches, tensors_of
 from galnb.gans.layers import Add, Augmentation, Multiply, augment
 from galnb.gans.losses import discriminator_hinge, generator_hinge
 
@@ -92,13 +92,8 @@ class SkipLayerExcitation(nn.Module):
 
     def __init__(self, low: int, high: int):
         super().__init__()
-        self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool2d(4),
-            nn.Conv2d(low, high, 4),
-            nn.SiLU(),
-            nn.Conv2d(high, high, 1),
-            nn.Sigmoid(),
-        )
+        seen = nn.AdaptiveAvgPool2d(4), nn.Conv2d(low, high, 4), nn.SiLU()
+        self.gate = nn.Sequential(*seen, nn.Conv2d(high, high, 1), nn.Sigmoid())
         self.multiply = Multiply()
 
     def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
@@ -114,20 +109,15 @@ class LightweightGenerator(nn.Module):
 
     def __init__(self, config: LightweightConfig):
         super().__init__()
-        widest, sides = config.channels_at(4), [2**level for level in range(3, config.size.bit_length())]
-        self.start = nn.Sequential(
-            nn.Unflatten(1, (config.latent, 1, 1)),
-            nn.ConvTranspose2d(config.latent, 2 * widest, 4, bias=False),
-            *(nn.BatchNorm2d(2 * widest), nn.GLU(1)),
-        )
-
-        def blocks(kind: type, sides: list[int], apart: int) -> nn.ModuleDict:
-            widths = {side: (config.channels_at(side // apart), config.channels_at(side)) for side in sides}
-            return nn.ModuleDict({str(side): kind(*width) for side, width in widths.items()})
-
-        self.enlarge = blocks(_Enlarge, sides, 2)
-        self.excite = blocks(SkipLayerExcitation, [side for side in sides if side >= 4 * _EXCITED], _EXCITED)
-        self.last = nn.Conv2d(config.channels_at(config.size), 3, 3, 1, 1)
+        at, sides = config.channels_at, [2**level for level in range(3, config.size.bit_length())]
+        large = [side for side in sides if side >= 4 * _EXCITED]
+        wide = 2 * at(4)
+        grown = nn.ConvTranspose2d(config.latent, wide, 4, bias=False), nn.BatchNorm2d(wide), nn.GLU(1)
+        self.start = nn.Sequential(nn.Unflatten(1, (config.latent, 1, 1)), *grown)
+        self.enlarge = nn.ModuleDict({str(side): _Enlarge(at(side // 2), at(side)) for side in sides})
+        excite = {str(side): SkipLayerExcitation(at(side // _EXCITED), at(side)) for side in large}
+        self.excite = nn.ModuleDict(excite)
+        self.last = nn.Conv2d(at(config.size), 3, 3, 1, 1)
 
     def forward(self, latent: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         maps = {4: self.start(latent)}
@@ -139,33 +129,36 @@ class LightweightGenerator(nn.Module):
         return self.last(maps[side])
 
 
+def _leaky(*sizes: int) -> tuple[nn.Conv2d, nn.LeakyReLU]:
+    """Convolution of these channels, kernel, stride, padding; LeakyReLU."""
+    return nn.Conv2d(*sizes), nn.LeakyReLU(0.1)
+
+
 class _Shrink(nn.Module):
     """Halve the side along two ways, strided convolutions and a pooled 1x1 one, and add them."""
 
     def __init__(self, before: int, after: int):
         super().__init__()
-        self.main = nn.Sequential(
-            nn.Conv2d(before, after, 4, 2, 1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(after, after, 3, 1, 1),
-            nn.LeakyReLU(0.1),
-        )
-        self.aside = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(before, after, 1), nn.LeakyReLU(0.1))
+        self.main = nn.Sequential(*_leaky(before, after, 4, 2, 1), *_leaky(after, after, 3, 1, 1))
+        self.aside = nn.Sequential(nn.AvgPool2d(2), *_leaky(before, after, 1))
         self.add = Add()
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         return self.add(self.main(maps), self.aside(maps))
 
 
+def _doubled(before: int, after: int) -> list[nn.Module]:
+    """Double the side, the plain way: copied pixels, 3x3 convolution, batch norm, GLU."""
+    wide = 2 * after
+    convolution = nn.Conv2d(before, wide, 3, 1, 1, bias=False)
+    return [nn.Upsample(scale_factor=2), convolution, nn.BatchNorm2d(wide), nn.GLU(1)]
+
+
 def _decoder(channels: int) -> nn.Sequential:
     """Redraw 32 x 32 px in colour from maps of side 8."""
-    return nn.Sequential(
-        nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(channels), nn.GLU(1),
-        nn.Upsample(scale_factor=2), nn.Conv2d(channels // 2, 2 * (channels // 4), 3, 1, 1, bias=False),
-        nn.BatchNorm2d(2 * (channels // 4)), nn.GLU(1),
-        nn.Conv2d(channels // 4, 3, 3, 1, 1), nn.Tanh(),
-    )  # fmt: skip
+    half, quarter = channels // 2, channels // 4
+    doubled = *_doubled(channels, half), *_doubled(half, quarter)
+    return nn.Sequential(*doubled, nn.Conv2d(quarter, 3, 3, 1, 1), nn.Tanh())
 
 
 class LightweightDiscriminator(nn.Module):
@@ -179,17 +172,16 @@ class LightweightDiscriminator(nn.Module):
     def __init__(self, config: LightweightConfig):
         super().__init__()
         first = config.channels_at(config.size)
-        self.stem = nn.Sequential(nn.Conv2d(3, first, 3, 1, 1), nn.LeakyReLU(0.1))
+        self.stem = nn.Sequential(*_leaky(3, first, 3, 1, 1))
         sides = [config.size >> level for level in range(config.size.bit_length() - 4)]
         blocks = [_Shrink(config.channels_at(side), config.channels_at(side // 2)) for side in sides]
         self.to_16, self.to_8 = nn.Sequential(*blocks[:-1]), blocks[-1]
         deep, middle = config.channels_at(8), config.channels_at(16)
-        self.head = nn.Sequential(nn.Conv2d(deep, deep, 1), nn.LeakyReLU(0.1), nn.Conv2d(deep, 1, 4))
+        self.head = nn.Sequential(*_leaky(deep, deep, 1), nn.Conv2d(deep, 1, 4))
         self.mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         half = config.channels_at(32)
-        self.shape_head = nn.Sequential(
-            nn.Conv2d(3, half, 4, 2, 1), nn.LeakyReLU(0.1), _Shrink(half, middle), nn.Conv2d(middle, 1, 4)
-        )
+        shape = *_leaky(3, half, 4, 2, 1), _Shrink(half, middle)
+        self.shape_head = nn.Sequential(*shape, nn.Conv2d(middle, 1, 4))
         self.redraw_whole, self.redraw_part = _decoder(deep), _decoder(middle)
 
     def forward(
@@ -202,6 +194,10 @@ class LightweightDiscriminator(nn.Module):
         if not heads:
             return self.mean(scores)
         return scores, self.shape_head(_small(images)), at_16, at_8
+
+
+def _images(gan: Gan, batch: Batch) -> torch.Tensor:
+    return tensors_of(batch, images=(3, gan.config.size, gan.config.size))[0]
 
 
 def _draw(gan: Gan, count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
@@ -225,8 +221,7 @@ def _redrawing_error(
 def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
     """Hinge of both heads, redrawing of true images, and now and then the slope at them."""
     how = gan.config.augmentation
-    images = images_of(batch, "images", (3, gan.config.size, gan.config.size))
-    real = augment(gan.prepare(images), how, generator=generator)
+    real = augment(gan.prepare(_images(gan, batch)), how, generator=generator)
     with torch.no_grad():
         fake = augment(_draw(gan, len(real), generator, real.device), how, generator=generator)
     penalty, every = gan.config.penalty, gan.config.penalty_every
@@ -246,7 +241,7 @@ def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> L
 
 
 def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
-    images = images_of(batch, "images", (3, gan.config.size, gan.config.size))
+    images = _images(gan, batch)
     fake = _draw(gan, len(images), generator, images.device)
     shown = augment(fake, gan.config.augmentation, generator=generator)
     main, shape, *_ = gan.discriminator(shown, heads=True)
@@ -269,10 +264,8 @@ def lightweight(config: LightweightConfig) -> Gan:
     L_D = hinge of two heads + MSE of two redrawn images + penalty E |grad D(x)|^2, L_G = - E D(G) of two
     heads (Liu et al. 2021, ICLR; slope at true images after Mescheder et al. 2018, ICML 80, 3481).
     """
-    builders = partial(LightweightGenerator, config), partial(LightweightDiscriminator, config)
-    networks = seeded(config.seed, *builders, first=_first_weights)
-    losses = _generator_loss, _discriminator_loss
-    return Gan("lightweight", config, *networks, partial(enter, networks[0]), *losses)
+    networks = LightweightGenerator, LightweightDiscriminator
+    return build_gan("lightweight", config, networks, (_generator_loss, _discriminator_loss), _first_weights)
 
 
 def generate(
@@ -290,10 +283,8 @@ def generate(
     check_generator(generator)
     config, given = gan.config, latent is not None
     latent = latent if given else torch.randn(count, config.latent, generator=generator)
-    if not isinstance(latent, torch.Tensor) or latent.shape != (count, config.latent):
-        given = f"{type(latent).__name__} {tuple(getattr(latent, 'shape', ()))}"
-        raise ValueError(f"latent {given}: expected a tensor ({count}, {config.latent})")
-    if not latent.is_floating_point() or not latent.isfinite().all():
-        raise ValueError(f"latent of {latent.dtype}: expected finite floats")
+    check_floats(latent, name="latent")
+    if latent.shape != (count, config.latent) or not latent.isfinite().all():
+        raise ValueError(f"latent {tuple(latent.shape)}: expected ({count}, {config.latent}), finite floats")
     noise = torch.randn(1 if given else count, 1, config.size, config.size, generator=generator)
     return in_batches(gan.generator, latent, noise.expand(count, -1, -1, -1), batch=batch)

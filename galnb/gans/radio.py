@@ -4,19 +4,18 @@ Chapter 10, A GAN for radio galaxies.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise, starmap
 
 import torch
 from torch import nn
 
 from galnb.checks import at_least, check_generator
-from galnb.gans import Batch, Gan, Losses, check_gan, enter, images_of, in_batches, seeded
-from galnb.gans.layers import Concat, Smear, dcgan_weights, enlarge, evaluating
+from galnb.gans import Batch, Gan, Losses, build_gan, check_gan, in_batches, tensors_of
+from galnb.gans.layers import Concat, Smear, dcgan_weights, enlarge, evaluating, halve
 from galnb.gans.losses import gradient_penalty
 from galnb.images import RADIO_CLASSES
 
-_PIECE = 256  # random vectors are drawn so many at a time, whatever fits into one pass of the network
+_WHOLE = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
 
 
 @dataclass(frozen=True)
@@ -89,16 +88,12 @@ class Critic(nn.Module):
     def __init__(self, config: RadioConfig):
         super().__init__()
         self.classes, half = config.classes, config.width // 2
-        self.image_stem, self.label_stem = (
-            nn.Sequential(nn.Conv2d(planes, half, 4, 2, 1, bias=False), nn.LeakyReLU(0.2))
-            for planes in (1, config.classes)
-        )
+        self.image_stem, self.label_stem = halve(1, half), halve(config.classes, half)
         self.join = Concat()
         layers, width, side = [], config.width, config.size // 2
         while side > 4:
             side //= 2
-            layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.LayerNorm([side, side])]
-            layers.append(nn.LeakyReLU(0.2))
+            layers += halve(width, 2 * width, nn.LayerNorm([side, side]))
             width *= 2
         self.body = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, bias=False), nn.Flatten())
 
@@ -117,12 +112,9 @@ def _draw(gan: Gan, labels: torch.Tensor, generator: torch.Generator) -> torch.T
 
 
 def _given(gan: Gan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    images, labels = images_of(batch, "images", (1, gan.config.size, gan.config.size)), batch.get("labels")
-    if labels is None or labels.shape != (len(images),) or labels.is_floating_point():
-        given = None if labels is None else f"{tuple(labels.shape)} {labels.dtype}"
-        raise ValueError(
-            f"batch holds {len(images)} images, labels {given}; expected a whole number for each"
-        )
+    images, labels = tensors_of(batch, images=(1, gan.config.size, gan.config.size), labels=())
+    if labels.dtype not in _WHOLE:
+        raise ValueError(f"batch holds labels of {labels.dtype}; expected whole numbers")
     return images, labels.long()
 
 
@@ -134,11 +126,8 @@ def _critic_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
         fake = _draw(gan, labels, generator).to(real.dtype)
     real_score, fake_score = gan.discriminator(real, labels).mean(), gan.discriminator(fake, labels).mean()
     slope = gradient_penalty(lambda mixed: gan.discriminator(mixed, labels), real, fake, generator=generator)
-    return {
-        "total": fake_score - real_score + gan.config.penalty * slope,
-        "wasserstein": (real_score - fake_score).detach(),
-        "penalty": slope.detach(),
-    }
+    parts = {"wasserstein": (real_score - fake_score).detach(), "penalty": slope.detach()}
+    return {"total": fake_score - real_score + gan.config.penalty * slope, **parts}
 
 
 def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
@@ -154,9 +143,8 @@ def radio(config: RadioConfig) -> Gan:
     L_D = E D(G) - E D(x) + 10 E(|grad D(mix)| - 1)^2, L_G = -E D(G) (Gulrajani et al. 2017; Rustige et al.
     2023, RASTI 2, 264).
     """
-    builders = partial(RadioGenerator, config), partial(Critic, config)
-    networks = seeded(config.seed, *builders, first=dcgan_weights)
-    return Gan("radio", config, *networks, partial(enter, networks[0]), _generator_loss, _critic_loss)
+    networks, losses = (RadioGenerator, Critic), (_generator_loss, _critic_loss)
+    return build_gan("radio", config, networks, losses, dcgan_weights)
 
 
 def generate(gan: Gan, labels: torch.Tensor, *, generator: torch.Generator, batch: int = 256) -> torch.Tensor:
@@ -164,16 +152,12 @@ def generate(gan: Gan, labels: torch.Tensor, *, generator: torch.Generator, batc
 
     labels: (B,), whole numbers, positions in `galnb.images.RADIO_CLASSES`.
     generator: CPU generator of the random vectors; batch: galaxies per pass, which changes no galaxy.
-    ValueError if the GAN draws no radio galaxies, labels are not whole numbers of known classes, or the
-    generator or the batch do not fit.
+    ValueError if the GAN, the labels, the generator or the batch do not fit.
     """
     check_gan(gan, "radio")
     check_generator(generator)
     known = range(gan.config.classes)
-    fits = isinstance(labels, torch.Tensor) and labels.ndim == 1 and labels.dtype != torch.bool
-    if not fits or labels.is_floating_point() or not set(labels.unique().tolist()) <= set(known):
-        tensor = isinstance(labels, torch.Tensor)
-        given = f"{tuple(labels.shape)} {labels.dtype}" if tensor else type(labels).__name__
-        raise ValueError(f"labels {given}: expected shape (B,) of whole numbers in {known}")
-    noise = torch.cat([_noise(gan, part, generator) for part in labels.split(_PIECE)])
-    return in_batches(gan.generator, noise, labels.long(), batch=batch)
+    whole = isinstance(labels, torch.Tensor) and labels.ndim == 1 and labels.dtype in _WHOLE
+    if not whole or not set(labels.tolist()) <= set(known):
+        raise ValueError(f"labels {labels!r}: expected a tensor (B,) of whole numbers in {known}")
+    return in_batches(gan.generator, _noise(gan, labels, generator), labels.long(), batch=batch)

@@ -4,14 +4,14 @@ Chapter 03, A first GAN.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import nn
 
 from galnb.checks import at_least, check_generator, one_of
-from galnb.gans import Batch, Gan, Losses, check_gan, enter, images_of, in_batches, seeded
-from galnb.gans.layers import Concat, dcgan_weights, enlarge
+from galnb.gans import Batch, Gan, Losses, build_gan, check_gan, in_batches, tensors_of
+from galnb.gans.layers import Concat, dcgan_weights, enlarge, halve
 from galnb.gans.losses import GENERATOR_LOSSES, discriminator_bce
 from galnb.images import check_images
 
@@ -47,8 +47,7 @@ class VanillaConfig:
         if self.size < 16 or self.size & (self.size - 1):
             raise ValueError(f"size is {self.size}; expected 16, 32, 64, ...")
         if self.pixel_weight and not self.condition:
-            given = f"pixel_weight is {self.pixel_weight}; expected 0, or more with condition=True"
-            raise ValueError(f"{given}: what is drawn from noise has no truth to be measured against")
+            raise ValueError("pixel_weight needs condition=True: noise has no truth to be measured against")
 
     @property
     def widths(self) -> list[int]:
@@ -66,17 +65,10 @@ class _ImageGenerator(nn.Module):
     def __init__(self, config: VanillaConfig):
         super().__init__()
         widths, colours = config.widths, config.channels
-        self.down = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(0.2)
-            )
-            for before, after in zip([colours, *widths], widths, strict=False)
-        )
-        self.up = nn.ModuleList()
-        before = widths[-1]
-        for after in [*widths[-2::-1], widths[0]]:
-            self.up.append(enlarge(before, after))
-            before = 2 * after
+        self.down = nn.ModuleList(halve(a, b, nn.BatchNorm2d(b)) for a, b in pairwise([colours, *widths]))
+        after = [*widths[-2::-1], widths[0]]
+        before = [widths[-1], *(2 * width for width in after[:-1])]
+        self.up = nn.ModuleList(map(enlarge, before, after))
         self.join = Concat()
         self.paint = nn.Sequential(nn.Conv2d(widths[0] + colours, colours, 3, 1, 1), nn.Tanh())
 
@@ -105,10 +97,10 @@ def _discriminator(config: VanillaConfig) -> nn.Sequential:
     No batch norm, unlike the published one: true and drawn images come in batches of their own, whose
     statistics alone would tell which is which.
     """
-    widths, layers = config.widths, []
-    for before, after in zip([(1 + config.condition) * config.channels, *widths], widths, strict=False):
-        layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4), nn.Flatten())
+    layers, given = [], (1 + config.condition) * config.channels
+    for before, after in pairwise([given, *config.widths]):
+        layers += halve(before, after, bias=True)
+    return nn.Sequential(*layers, nn.Conv2d(after, 1, 4), nn.Flatten())
 
 
 def _noise(config: VanillaConfig, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -116,32 +108,22 @@ def _noise(config: VanillaConfig, count: int, generator: torch.Generator) -> tor
     return torch.randn(count, *shape, generator=generator)
 
 
-def _shape(gan: Gan) -> tuple[int, int, int]:
-    return gan.config.channels, gan.config.size, gan.config.size
-
-
 def _play(gan: Gan, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     """Return true images, drawn ones, and both as the discriminator gets them: with the condition beside."""
-    real = gan.prepare(images_of(batch, "images", _shape(gan)))
-    if not gan.config.condition:
-        fake = gan.generator(_noise(gan.config, len(real), generator).to(real.device))
-        return real, fake, real, fake
-    given = gan.prepare(images_of(batch, "condition", _shape(gan)))
-    if len(given) != len(real):
-        raise ValueError(f"batch holds {len(real)} images, {len(given)} of condition; expected one for each")
-    fake = gan.generator(given)
-    return real, fake, torch.cat([real, given], 1), torch.cat([fake, given], 1)
+    names = ("images", "condition") if gan.config.condition else ("images",)
+    shape = gan.config.channels, gan.config.size, gan.config.size
+    real, *given = map(gan.prepare, tensors_of(batch, **dict.fromkeys(names, shape)))
+    start = given or [_noise(gan.config, len(real), generator).to(real.device)]
+    fake = gan.generator(*start)
+    return real, fake, torch.cat([real, *given], 1), torch.cat([fake, *given], 1)
 
 
 def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
     with torch.no_grad():
         *_, real, fake = _play(gan, batch, generator)
-    real_logits, fake_logits = gan.discriminator(real), gan.discriminator(fake)
-    return {
-        "total": discriminator_bce(real_logits, fake_logits),
-        "real": real_logits.detach().sigmoid().mean(),
-        "fake": fake_logits.detach().sigmoid().mean(),
-    }
+    on_real, on_fake = gan.discriminator(real), gan.discriminator(fake)
+    parts = {"real": on_real.detach().sigmoid().mean(), "fake": on_fake.detach().sigmoid().mean()}
+    return {"total": discriminator_bce(on_real, on_fake), **parts}
 
 
 def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losses:
@@ -162,10 +144,8 @@ def vanilla(config: VanillaConfig) -> Gan:
     2014, Eq. 1). Layers and first weights after Radford et al. 2016.
     """
     generator = _ImageGenerator if config.condition or not config.latent else _vector_generator
-    builders = partial(generator, config), partial(_discriminator, config)
-    networks = seeded(config.seed, *builders, first=dcgan_weights)
-    losses = _generator_loss, _discriminator_loss
-    return Gan("vanilla", config, *networks, partial(enter, networks[0]), *losses)
+    networks, losses = (generator, _discriminator), (_generator_loss, _discriminator_loss)
+    return build_gan("vanilla", config, networks, losses, dcgan_weights)
 
 
 def generate(gan: Gan, count: int, *, generator: torch.Generator, batch: int = 256) -> torch.Tensor:
@@ -176,9 +156,7 @@ def generate(gan: Gan, count: int, *, generator: torch.Generator, batch: int = 2
     """
     check_gan(gan, "vanilla")
     if gan.config.condition:
-        raise ValueError(
-            "this 'vanilla' GAN has a condition, generate needs one without: complete(gan, images)"
-        )
+        raise ValueError("this 'vanilla' GAN has a condition; it draws by complete(gan, images)")
     at_least(1, count=count)
     check_generator(generator)
     return in_batches(gan.generator, _noise(gan.config, count, generator), batch=batch)
@@ -194,5 +172,5 @@ def complete(gan: Gan, images: torch.Tensor, *, batch: int = 256) -> torch.Tenso
     if not gan.config.condition:
         raise ValueError("this 'vanilla' GAN does not start from an image; complete needs condition=True")
     check_images(images)
-    images_of({"images": images}, "images", _shape(gan))
+    tensors_of({"images": images}, images=(gan.config.channels, gan.config.size, gan.config.size))
     return in_batches(gan.generator, gan.prepare(images), batch=batch)
