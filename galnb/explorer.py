@@ -195,7 +195,7 @@ def _draw_maps(axes, examination: Examination, shown: tuple[int, int], strongest
     weakest = signed.abs().flatten().topk(max(1, round(strongest * signed.numel()))).values[-1]
     signed = torch.where(signed.abs() >= weakest, signed, 0)
     title = f"strongest {strongest:.0%} on image"
-    plots.overlay(examination.image, signed, ax=axes[2], scale=scale, title=title)
+    plots.overlay(examination.image, signed, ax=axes[2], scale=scale).set_title(title)
     radius, profiles = radial_profile(torch.stack([positive, negative]))
     for profile, colour, name in zip(profiles, plots.COLOURS[1::-1], ("for real", "for fake"), strict=True):
         axes[3].plot(radius, profile / scale, color=colour, label=name)

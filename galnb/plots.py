@@ -1,9 +1,8 @@
 """Draw one thing into given Axes and return them; nothing here decides, shows or saves.
 
 Common arguments: `ax`, the Axes to draw into (default: the current ones), always returned; `title`, `xlabel`,
-`ylabel`, text. Images are (C, H, W) in [0, 1], one at a time, of any floating type; maps of relevance are
-(C, H, W) of finite numbers, their channels added. Red speaks for, blue against, white is zero.
-What cannot be drawn (a batch, bytes, no values) is a ValueError that says what was expected.
+`ylabel`, text. Images are (C, H, W) in [0, 1], one at a time; maps of relevance are (C, H, W) of finite
+numbers, their channels added. Both are of any floating type. Red speaks for, blue against, white is zero.
 """
 
 import math
@@ -16,18 +15,14 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from galnb.checks import at_least
+from galnb.checks import at_least, check_floats
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito (2008)
 _STYLE = {
     "figure.dpi": 150,
-    "savefig.dpi": 150,
     "figure.facecolor": "white",
-    "savefig.facecolor": "white",
     "figure.constrained_layout.use": True,
-    "font.size": 10,
     "axes.titlesize": 10,
-    "axes.labelsize": 10,
     "legend.fontsize": 9,
     "legend.frameon": False,
     "axes.spines.top": False,
@@ -41,8 +36,7 @@ _SIGNED = plt.get_cmap("RdBu_r")
 def style() -> Iterator[None]:
     """Give figures the look of the book inside a `with` block: white, 150 dpi, colour-blind-safe.
 
-    Only these settings are put back afterwards: `plt.rc_context` would also undo the backend that a notebook
-    starts inside the block.
+    `plt.rc_context` would also undo what a notebook's backend sets when it starts inside the block.
     """
     before = {name: plt.rcParams[name] for name in _STYLE}
     plt.rcParams.update(_STYLE)
@@ -69,8 +63,8 @@ def image_grid(
 ) -> Figure:
     """Show rows of images in a new figure.
 
-    rows: images, None for an empty place, or a tensor (rows, columns, C, H, W).
-    row_labels, column_labels: one for each row and column. size: inches per image.
+    rows: images, None for an empty place, or a tensor (rows, columns, C, H, W). size: inches per image.
+    row_labels, column_labels: one for each row and column, or none at all.
     """
     try:
         rows = [list(row) for row in rows]
@@ -98,30 +92,26 @@ def loss_curves(
     steps: Sequence[int],
     losses: Mapping[str, Sequence[float]],
     *,
-    names: Sequence[str] = (),
+    names: Sequence[str],
     window: int = 1,
     ax: Axes | None = None,
     ylabel: str = "loss",
 ) -> Axes:
-    """Draw losses against the training step.
+    """Draw losses against the training step, faint, and their mean over the last `window` entries.
 
-    losses: one value per step under each name; NaN leaves a gap. names: which of them, default all.
-    window: draw the mean over so many entries on top of the single ones.
+    losses: one value per step under each name. names: which of them.
     """
     at_least(1, window=window)
-    names = tuple(names) or tuple(sorted(losses))
-    if not len(steps) or not names or not set(names) <= set(losses):
-        raise ValueError(f"no losses to draw for {list(names)}; known are {sorted(losses)}")
-    if uneven := [name for name in names if len(losses[name]) != len(steps)]:
-        raise ValueError(f"{uneven} have not one value for each of the {len(steps)} steps")
-    ax = ax or plt.gca()
+    if not names or not all(len(losses.get(name, ())) == len(steps) > 0 for name in names):
+        known = {name: len(values) for name, values in losses.items()}
+        raise ValueError(
+            f"got {list(names)}; expected names of {known} with a value at each of {len(steps)} steps"
+        )
+    ax, window = ax or plt.gca(), min(window, len(steps))
     for name in names:
-        values = np.array(losses[name])
-        (line,) = ax.plot(steps, values, label=name, linewidth=1, alpha=1 if window < 2 else 0.3)
-        if window > 1 and len(values) >= window:
-            line.set_label(None)
-            mean = np.convolve(values, np.ones(window) / window, "valid")
-            ax.plot(steps[window - 1 :], mean, color=line.get_color(), label=name)
+        (line,) = ax.plot(steps, losses[name], linewidth=1, alpha=0.3)
+        mean = np.convolve(losses[name], np.ones(window) / window, "valid")
+        ax.plot(steps[window - 1 :], mean, color=line.get_color(), label=name)
     ax.set(xlabel="training step", ylabel=ylabel)
     ax.legend()
     return ax
@@ -130,7 +120,7 @@ def loss_curves(
 def relevance_scale(*maps: torch.Tensor, share: float = 0.995) -> float:
     """Return one colour scale for several maps: the `share` quantile of their |relevance|, > 0.
 
-    A few pixels hold most of the relevance; with their maximum as the scale all others would look white.
+    With the maximum, which a few pixels hold, all others would look white.
     """
     if not maps:
         raise ValueError("got no map; expected at least one (C, H, W)")
@@ -146,10 +136,9 @@ def relevance_map(
     title: str = "",
     bar: bool = True,
 ) -> Axes:
-    """Show one map of relevance in colours symmetric about zero.
+    """Show one map of relevance in colours from -scale to scale (default: `relevance_scale(relevance)`).
 
-    scale: the colours run from -scale to scale; give panels to be compared the same one.
-        Default: `relevance_scale(relevance)`. bar: whether to draw a colour bar.
+    Give panels to be compared the same scale. bar: whether to draw a colour bar.
     """
     flat, scale = _scaled(relevance, scale)
     ax = ax or plt.gca()
@@ -161,17 +150,12 @@ def relevance_map(
 
 
 def overlay(
-    image: torch.Tensor,
-    relevance: torch.Tensor,
-    *,
-    ax: Axes | None = None,
-    scale: float | None = None,
-    title: str = "",
+    image: torch.Tensor, relevance: torch.Tensor, *, ax: Axes | None = None, scale: float | None = None
 ) -> Axes:
-    """Lay a map of relevance over its image in grey; strong relevance hides the image.
+    """Lay a map of relevance over its image in grey, with opacity sqrt(|relevance| / scale).
 
-    Opacity is the square root of |relevance| / scale. Both are mixed here and drawn as one picture: some
-    versions of matplotlib (3.10.0) forget the opacity of single pixels in a picture that is drawn small.
+    Both are mixed here and drawn as one picture: some versions of matplotlib (3.10.0) forget the opacity of
+    single pixels in a picture that is drawn small.
     """
     flat, scale = _scaled(relevance, scale)
     grey = _image(image).clamp(0, 1).mean(0).numpy()
@@ -181,12 +165,12 @@ def overlay(
     colours = _SIGNED((flat / scale + 1) / 2)[..., :3]
     ax = ax or plt.gca()
     ax.imshow(opacity * colours + (1 - opacity) * grey[..., None], interpolation="nearest")
-    return _bare(ax, title)
+    return _bare(ax)
 
 
 def footprint_outline(footprint: torch.Tensor, *, ax: Axes | None = None, colour: str = COLOURS[4]) -> Axes:
     """Outline the real pixels of an image, footprint (1, H, W) bool, on the Axes that show the image."""
-    inside = np.pad(_image(footprint, channels=(1,))[0].numpy(), 1)
+    inside = np.pad(_image(torch.as_tensor(footprint).float(), channels=(1,))[0].numpy(), 1)
     ax = ax or plt.gca()
     height, width = footprint.shape[-2:]
     edges = [np.arange(-1, side + 1) for side in (width, height)]
@@ -196,16 +180,10 @@ def footprint_outline(footprint: torch.Tensor, *, ax: Axes | None = None, colour
 
 
 def histograms(
-    samples: Mapping[str, torch.Tensor],
-    *,
-    bins: int | Sequence[float] = 40,
-    ax: Axes | None = None,
-    xlabel: str = "",
+    samples: Mapping[str, torch.Tensor], *, bins: int = 40, ax: Axes | None = None, xlabel: str = ""
 ) -> Axes:
-    """Compare named samples of any shape by histograms of area 1 in common bins (number or edges)."""
+    """Compare named samples of any shape by histograms of area 1 in common bins."""
     values = {name: _numbers(sample, name).ravel() for name, sample in samples.items()}
-    if not values or not all(len(sample) for sample in values.values()):
-        raise ValueError(f"samples {list(values)} hold nothing to count; expected at least one value in each")
     ax = ax or plt.gca()
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
     for index, (name, sample) in enumerate(values.items()):
@@ -217,75 +195,52 @@ def histograms(
 
 
 def score_against(
-    x: torch.Tensor,
-    scores: torch.Tensor,
-    *,
-    bins: int | Sequence[float] = 6,
-    ax: Axes | None = None,
-    xlabel: str = "",
-    label: str = "",
+    x: torch.Tensor, scores: torch.Tensor, *, bins: int = 6, ax: Axes | None = None, label: str = ""
 ) -> Axes:
     """Draw the median of a score in bins of another quantity, with bands for the middle 50 % and 90 %.
 
-    x, scores: (N,), such as separation in pixels and PSNR in dB.
-    bins: a number gives bins with equally many values, else edges; empty bins and values beyond are left out.
+    x, scores: (N,), such as separation in pixels and PSNR in dB. bins: how many, with equally many values.
     """
-    x, scores = _numbers(x, "x").astype(float), _numbers(scores, "scores").astype(float)
-    if x.shape != scores.shape or x.ndim != 1 or not len(x):
+    x, scores = _numbers(x, "x"), _numbers(scores, "scores")
+    if x.shape != scores.shape or x.ndim != 1:
         raise ValueError(f"got shapes {x.shape} and {scores.shape}; expected two rows of equal length")
-    edges = np.quantile(x, np.linspace(0, 1, bins + 1)) if isinstance(bins, int) else np.asarray(bins, float)
-    place = np.digitize(x, edges[1:-1])
-    within = (x >= edges[0]) & (x <= edges[-1])
-    groups = [np.flatnonzero(within & (place == index)) for index in range(len(edges) - 1)]
-    groups = [group for group in groups if len(group)]
-    if not groups:
-        raise ValueError(f"no x between the edges {edges.tolist()}; x runs from {x.min():g} to {x.max():g}")
+    place = np.digitize(x, np.quantile(x, np.linspace(0, 1, bins + 1)[1:-1]))
+    groups = [place == index for index in np.unique(place)]
     centres = [np.median(x[group]) for group in groups]
-    bands = np.transpose([np.percentile(scores[group], (5, 25, 50, 75, 95)) for group in groups])
+    low, lower, middle, upper, high = np.transpose(
+        [np.percentile(scores[group], (5, 25, 50, 75, 95)) for group in groups]
+    )
     ax = ax or plt.gca()
-    (line,) = ax.plot(centres, bands[2], marker="o", markersize=4, label=label or None)
-    for bottom, top, alpha in ((bands[1], bands[3], 0.3), (bands[0], bands[4], 0.12)):
+    (line,) = ax.plot(centres, middle, marker="o", markersize=4, label=label or None)
+    for bottom, top, alpha in ((lower, upper, 0.3), (low, high, 0.12)):
         ax.fill_between(centres, bottom, top, color=line.get_color(), alpha=alpha, linewidth=0)
-    ax.set_xlabel(xlabel)
     return ax
 
 
 def _image(image: torch.Tensor, channels: Sequence[int] = ()) -> torch.Tensor:
     """Return one image or map as finite float64 on the CPU."""
-    if not isinstance(image, torch.Tensor) or image.ndim != 3 or len(image) not in (channels or [len(image)]):
-        found = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
+    check_floats(image, name="image")
+    if image.ndim != 3 or len(image) not in (channels or [len(image)]):
         shape = f"({' or '.join(map(str, channels)) or 'C'}, H, W)"
-        raise ValueError(
-            f"got {found}, expected one image {shape}; of a batch take x[0], of a set .pixels[0]"
-        )
-    if not (image.is_floating_point() or image.dtype == torch.bool):
-        raise ValueError(
-            f"got dtype {image.dtype}, expected floats in [0, 1]; from 8 bit use x.float() / 255"
-        )
-    image = image.detach().cpu().double()
+        raise ValueError(f"got {tuple(image.shape)}, expected one image {shape}; of a batch take x[0]")
     if not image.isfinite().all():
         raise ValueError("got NaN or infinite values, expected finite ones; see torch.nan_to_num")
-    return image
+    return image.detach().cpu().double()
 
 
 def _scaled(relevance: torch.Tensor, scale: float | None) -> tuple[np.ndarray, float]:
-    flat = _image(relevance).sum(0).numpy()
     scale = relevance_scale(relevance) if scale is None else float(scale)
-    if not (math.isfinite(scale) and scale > 0):
+    if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale:g}; expected a finite number > 0")
-    return flat, scale
+    return _image(relevance).sum(0).numpy(), scale
 
 
-def _numbers(values: torch.Tensor | Sequence[float], name: str) -> np.ndarray:
-    try:
-        values = torch.as_tensor(values).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} is {type(values).__name__}; expected numbers, such as a tensor") from error
-    if values.dtype in (torch.float16, torch.bfloat16):
-        values = values.float()
-    if values.isnan().any():
-        raise ValueError(f"{name} holds NaN; expected numbers, see torch.nan_to_num")
-    return values.numpy()
+def _numbers(values: torch.Tensor, name: str) -> np.ndarray:
+    if not isinstance(values, torch.Tensor) or not values.numel() or values.isnan().any():
+        raise ValueError(
+            f"{name}: expected a tensor of at least one number without NaN, see torch.nan_to_num"
+        )
+    return values.detach().cpu().double().numpy()
 
 
 def _bare(ax: Axes, title: str = "", *, frame: bool = False) -> Axes:

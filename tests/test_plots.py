@@ -53,7 +53,7 @@ def test_everything_is_drawn_into_the_given_axes_and_no_figure_is_opened(image, 
         lambda ax: plots.relevance_map(relevance, ax=ax, bar=False),
         lambda ax: plots.overlay(image, relevance, ax=ax),
         lambda ax: plots.footprint_outline(footprint, ax=ax),
-        lambda ax: plots.loss_curves([0, 1], {"total": [1.0, 0.5]}, ax=ax),
+        lambda ax: plots.loss_curves([0, 1], {"total": [1.0, 0.5]}, names=["total"], ax=ax),
         lambda ax: plots.histograms({"a": image}, ax=ax),
         lambda ax: plots.score_against(torch.arange(9.0), torch.arange(9.0), bins=3, ax=ax),
     ):
@@ -129,12 +129,14 @@ def test_footprint_outline_follows_the_pixel_edges():
 
 
 def test_loss_curves_draw_steps_and_running_mean():
-    steps, losses = [10, 20, 30], {"b": [1.0, 2.0, 6.0], "a": [3.0, float("nan"), 1.0]}
-    ax = plots.loss_curves(steps, losses)
-    assert [line.get_label() for line in ax.lines] == ["a", "b"]
-    assert ax.lines[1].get_xdata().tolist() == [10, 20, 30]
-    mean = plots.loss_curves(steps, losses, names=["b"], window=3, ax=plt.figure().gca()).lines[1]
-    assert (mean.get_xdata(), mean.get_ydata()) == (pytest.approx([30]), pytest.approx([3]))
+    steps, losses = [10, 20, 30], {"b": [1.0, 2.0, 6.0], "a": [3.0, float("nan"), 1.0], "c": []}
+    ax = plots.loss_curves(steps, losses, names=["a", "b"])
+    assert ax.get_legend_handles_labels()[1] == ["a", "b"]
+    assert all(line.get_xdata() == pytest.approx(steps) for line in ax.lines)
+    assert [line.get_ydata() for line in ax.lines[2:]] == [pytest.approx(losses["b"])] * 2
+    for window in (3, 9):  # more than there are: the mean of all
+        mean = plots.loss_curves(steps, losses, names=["b"], window=window, ax=plt.figure().gca()).lines[1]
+        assert (mean.get_xdata(), mean.get_ydata()) == (pytest.approx([30]), pytest.approx([3]))
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -166,15 +168,13 @@ def test_histograms_have_area_one_and_common_bins(image):
 
 
 def test_score_against_draws_the_percentiles_of_each_bin():
-    x, scores = torch.tensor([0.0, 0.4, 1.0, 1.5, 2.0, 9.0]), torch.tensor([1.0, 3.0, 5.0, 6.0, 10.0, 99.0])
-    ax = plots.score_against(x, scores, bins=[0, 1, 2, 3, 4])
-    assert ax.lines[0].get_ydata() == pytest.approx(
-        [2, 5.5, 10]
-    )  # 9 lies beyond the edges, the last bin is empty
-    assert ax.lines[0].get_xdata() == pytest.approx([0.2, 1.25, 2])
+    x, scores = torch.tensor([2.0, 0.0, 1.0, 0.4, 9.0, 1.5]), torch.tensor([10.0, 1.0, 5.0, 3.0, 99.0, 6.0])
+    ax = plots.score_against(x, scores, bins=3)
+    assert ax.lines[0].get_xdata() == pytest.approx([0.2, 1.25, 5.5])
+    assert ax.lines[0].get_ydata() == pytest.approx([2, 5.5, 54.5])
     middle = ax.collections[0].get_paths()[0].vertices[:, 1]
-    assert (middle.min(), middle.max()) == (1.5, 10)
-    constant = plots.score_against(torch.ones(5), torch.arange(5.0), ax=plt.figure().gca())
+    assert (middle.min(), middle.max()) == (1.5, 76.75)
+    constant = plots.score_against(torch.ones(5), torch.arange(5), ax=plt.figure().gca())
     assert constant.lines[0].get_ydata() == pytest.approx([2])
 
 
@@ -188,13 +188,14 @@ def test_score_against_draws_the_percentiles_of_each_bin():
         (lambda: plots.image_grid([[None]], row_labels=["a", "b"]), "2 row labels for 1"),
         (lambda: plots.show_image(SET), "got ImageSet"),
         (lambda: plots.image_grid([SET]), "one image in each place"),
-        (lambda: plots.histograms({"a": SET}), "a is ImageSet"),
+        (lambda: plots.histograms({"a": SET}), "a: expected a tensor"),
         (lambda: plots.show_image(torch.zeros(3, 8, 8, dtype=torch.uint8)), "from 8 bit"),
         (lambda: plots.show_image(torch.full((1, 4, 4), float("nan"))), "nan_to_num"),
-        (lambda: plots.loss_curves([0], {"a": [1.0]}, names=["b"]), "known are \\['a'\\]"),
-        (lambda: plots.loss_curves([], {}), "no losses"),
-        (lambda: plots.loss_curves([0, 1], {"a": [1.0]}), "2 steps"),
-        (lambda: plots.loss_curves([0], {"a": [1.0]}, window=0), "window=0"),
+        (lambda: plots.loss_curves([0], {"a": [1.0]}, names=["b"]), "names of {'a': 1}"),
+        (lambda: plots.loss_curves([], {}, names=[]), "0 steps"),
+        (lambda: plots.loss_curves([], {"a": []}, names=["a"]), "0 steps"),
+        (lambda: plots.loss_curves([0, 1], {"a": [1.0]}, names=["a"]), "2 steps"),
+        (lambda: plots.loss_curves([0], {"a": [1.0]}, names=["a"], window=0), "window=0"),
         (lambda: plots.relevance_scale(), "no map"),
         (lambda: plots.relevance_map(torch.rand(8, 8)), "one image"),
         (lambda: plots.relevance_map(torch.full((1, 4, 4), float("nan"))), "finite"),
@@ -204,9 +205,9 @@ def test_score_against_draws_the_percentiles_of_each_bin():
         (lambda: plots.footprint_outline(torch.ones(3, 4, 4)), "one image"),
         (lambda: plots.histograms({}), "at least one"),
         (lambda: plots.histograms({"a": torch.empty(0)}), "at least one"),
-        (lambda: plots.histograms({"a": torch.tensor([float("nan")])}), "a holds NaN"),
+        (lambda: plots.histograms({"a": torch.tensor([float("nan")])}), "without NaN"),
         (lambda: plots.score_against(torch.rand(3), torch.rand(4)), "equal length"),
-        (lambda: plots.score_against(torch.rand(3), torch.rand(3), bins=[5, 6]), "no x between"),
+        (lambda: plots.score_against(torch.empty(0), torch.empty(0)), "at least one"),
     ],
 )
 def test_bad_input_is_named(draw, message):
