@@ -78,16 +78,21 @@ def field() -> torch.Tensor:
     return image
 
 
+@pytest.fixture
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(pages, "_TILE", 256)
+
+
 def levels_of(page):
-    return json.loads(re.search(r"const \{ levels, marks \} = (\{.*\}), figure", page)[1])
+    return json.loads(re.search(r"const \{ levels, tile, marks \} = (\{.*\}), figure", page)[1])
 
 
 def decode(source):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
 
 
-def test_full_size_tiles_are_the_picture(field):
-    page = pages.zoom_view(field, name="field", alt=ALT, tile=256)
+def test_full_size_tiles_are_the_picture(field, small_tiles):
+    page = pages.zoom_view(field, name="field", alt=ALT, marks={})
     levels = levels_of(page)["levels"]
     assert [(one["width"], one["height"]) for one in levels] == [(275, 175), (550, 350), (1100, 700)]
     rows = [np.concatenate([decode(source) for source in row], 1) for row in levels[-1]["rows"]]
@@ -102,16 +107,16 @@ def test_marks_and_text_are_escaped(field):
     page = pages.zoom_view(field, name="f", alt='</script>"x"', marks={"found": np.ones((2, 3))})
     assert levels_of(page)["marks"][0]["circles"] == [[1, 1, 1], [1, 1, 1]]
     assert page.count("</script>") == 1 and "&quot;x&quot;" in page
-    assert 'alt="see @DATA@"' in pages.zoom_view(field, name="f", alt="see @DATA@")
+    assert 'alt="see @DATA@"' in pages.zoom_view(field, name="f", alt="see @DATA@", marks={})
 
 
 def test_a_view_of_what_does_not_fit_is_refused(field):
     for wrong in ({"name": "a b"}, {"alt": " "}):
         with pytest.raises(ValueError, match="expected letters"):
-            pages.zoom_view(field, **{"name": "a", "alt": ALT, **wrong})
+            pages.zoom_view(field, **{"name": "a", "alt": ALT, "marks": {}, **wrong})
     for image in (field[:1], field[None], torch.zeros(3, 0, 5)):
         with pytest.raises(ValueError, match="one image"):
-            pages.zoom_view(image, name="a", alt=ALT)
+            pages.zoom_view(image, name="a", alt=ALT, marks={})
     for image, message in (
         (field * np.nan, "NaN"),
         (field + np.inf, "inf"),
@@ -119,20 +124,18 @@ def test_a_view_of_what_does_not_fit_is_refused(field):
         (field - 1, "from -1 to"),
     ):
         with pytest.raises(ValueError, match=message):
-            pages.zoom_view(image, name="a", alt=ALT)
+            pages.zoom_view(image, name="a", alt=ALT, marks={})
     for circles in (np.zeros((2, 2)), np.zeros(3), np.full((1, 3), np.nan)):
         with pytest.raises(ValueError, match=r"'found' are .*; expected finite \(K, 3\)"):
             pages.zoom_view(field, name="a", alt=ALT, marks={"found": circles})
-    wrong = {"tile": 8, "marks": {"odd": np.zeros((1, 3))}}
-    for given, message in zip(wrong.items(), ("tile=8", "known are found, missed"), strict=True):
-        with pytest.raises(ValueError, match=message):
-            pages.zoom_view(field, name="a", alt=ALT, **dict([given]))
+    with pytest.raises(ValueError, match="known are found, missed"):
+        pages.zoom_view(field, name="a", alt=ALT, marks={"odd": np.zeros((1, 3))})
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_every_floating_type_gives_the_same_view(field, kind):
     halves = (field * 4).round() / 4  # all types hold quarters exactly
-    views = [pages.zoom_view(x, name="a", alt=ALT) for x in (halves, halves.to(kind))]
+    views = [pages.zoom_view(x, name="a", alt=ALT, marks={}) for x in (halves, halves.to(kind))]
     assert views[0] == views[1]
 
 
@@ -157,10 +160,10 @@ def opened(address):
 
 
 @pytest.fixture
-def page(field, tmp_path):
+def page(field, small_tiles, tmp_path):
     """The view alone in a page."""
     marks = {"found": np.array([[300, 300, 20.0]])}
-    view = pages.zoom_view(field, name="field", alt=ALT, marks=marks, tile=256)
+    view = pages.zoom_view(field, name="field", alt=ALT, marks=marks)
     text = f'<!doctype html><body style="width:600px">{view}<p style="height:2000px">'
     (tmp_path / "page.html").write_text(text)
     with opened((tmp_path / "page.html").as_uri()) as shown:
