@@ -51,6 +51,14 @@ def test_results_say_how_they_were_made(executed):
 
 
 @each_notebook
+def test_verdicts_have_one_vocabulary(executed):
+    kept = [executed.results.get(name, {}) for name in ("verdict", "verdicts", "decided")]
+    for said in kept:
+        for verdict in said.values() if isinstance(said, dict) else [said]:
+            assert re.fullmatch(r"reproduced|partly|not reproduced|open: needs .+", verdict), verdict
+
+
+@each_notebook
 def test_notebook_stays_within_three_gib(executed):
     assert executed.peak_memory_gib is None or executed.peak_memory_gib <= 3
 

@@ -272,6 +272,17 @@ def test_notebook_has_three_exercises_with_solutions(path):
         assert re.findall(name, exercise.source) == re.findall(name, solution.source) != [], exercise.id
 
 
+def test_the_ledger_keeps_to_the_vocabulary_of_verdicts():
+    rows = [line for line in (ROOT / "book/claims.md").read_text().splitlines() if line.startswith("| ")]
+    verdicts = [row.strip("| ").split(" | ")[-1] for row in rows]
+    assert len(verdicts) > 70
+    for verdict in verdicts:
+        words = (
+            r"reproduced|partly|not reproduced|open: needs |done|reached in|completeness: |verdict|:-- |\{\{"
+        )
+        assert re.match(words, verdict) or verdict == ":--", verdict
+
+
 @each_notebook
 def test_notebook_cells_are_short_and_plain(path):
     for cell in read(path).cells:
