@@ -1,7 +1,4 @@
-"""What every GAN of the book is: two networks, their losses, how images enter and how they are drawn.
-
-Chapters 03, A first GAN, and 04, The deblender GAN.
-"""
+"""What every GAN of the book is: two networks, their losses, how images enter and how they are drawn."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
@@ -9,13 +6,13 @@ from functools import partial
 from typing import Any, get_args, get_type_hints
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from galnb.checks import at_least, check_floats
 from galnb.gans.layers import evaluating
 
-Batch = dict[str, torch.Tensor]
-Losses = dict[str, torch.Tensor]
+Batch = dict[str, Tensor]
+Losses = dict[str, Tensor]
 Loss = Callable[["Gan", Batch, torch.Generator], Losses]
 
 
@@ -23,19 +20,17 @@ Loss = Callable[["Gan", Batch, torch.Generator], Losses]
 class Gan:
     """Hold one GAN so that one training loop can serve all of them.
 
-    name: key of `galnb.training.checkpoints.GANS`.
-    config: frozen dataclass that rebuilds both networks; it travels with the weights.
+    name: key of `galnb.training.checkpoints.GANS`; config: frozen dataclass that rebuilds both networks.
     prepare: images in [0, 1] -> the tensor that both networks take, here always [-1, 1] (`enter`).
-    generator_loss, discriminator_loss, burn_in_loss: (gan, batch, generator) -> scalars, with the key "total"
-    and one per named part; generator is a CPU random generator for losses that draw noise. Burn-in trains the
-    generator network alone; None where there is none.
+    generator_loss, discriminator_loss, burn_in_loss (of the generator alone, or None): (gan, batch, random
+    generator on the CPU) -> scalars, with the key "total" and one per named part.
     """
 
     name: str
     config: Any
     generator: nn.Module
     discriminator: nn.Module
-    prepare: Callable[[torch.Tensor], torch.Tensor]
+    prepare: Callable[[Tensor], Tensor]
     generator_loss: Loss
     discriminator_loss: Loss
     burn_in_loss: Loss | None = None
@@ -50,7 +45,7 @@ def build_gan(
 ) -> Gan:
     """Build a GAN with first weights that ``config.seed`` fixes; the caller's random state stays.
 
-    networks: config -> generator, config -> discriminator; losses: theirs, perhaps one of the burn-in.
+    networks: config -> generator, config -> discriminator; losses: in the order of `Gan`.
     first: draws the weights of both anew, in place; without it they stay as PyTorch draws them.
     """
     with torch.random.fork_rng(devices=[]):
@@ -68,7 +63,7 @@ def check_gan(gan: Gan, name: str) -> None:
         raise ValueError(f"got {given}, expected a {name!r} GAN: that of load_checkpoint(...) is its .gan")
 
 
-def tensors_of(batch: Batch, **shapes: tuple[int, ...]) -> list[torch.Tensor]:
+def tensors_of(batch: Batch, **shapes: tuple[int, ...]) -> list[Tensor]:
     """Return a batch's tensors of those names, each (B, *shape); ValueError if one is missing or another."""
     given = {name: tuple(batch[name].shape) if name in batch else None for name in shapes}
     count = (next(iter(given.values())) or (0,))[0]
@@ -78,30 +73,30 @@ def tensors_of(batch: Batch, **shapes: tuple[int, ...]) -> list[torch.Tensor]:
     return [batch[name] for name in shapes]
 
 
-def to_signed(images: torch.Tensor) -> torch.Tensor:
+def to_signed(images: Tensor) -> Tensor:
     """Map [0, 1] to [-1, 1]: an input of exactly 0 receives no relevance, so black must not be 0."""
     return images * 2 - 1
 
 
-def to_unit(images: torch.Tensor) -> torch.Tensor:
+def to_unit(images: Tensor) -> Tensor:
     """Map [-1, 1] back to [0, 1] and clip what lies outside."""
     return ((images + 1) / 2).clamp(0, 1)
 
 
-def enter(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def enter(network: nn.Module, images: Tensor) -> Tensor:
     """Turn floats in [0, 1] of any precision into [-1, 1] in the network's own; ValueError for all else."""
     check_floats(images)
     return to_signed(images.to(next(network.parameters()).dtype))
 
 
 def in_batches(
-    network: nn.Module, *inputs: torch.Tensor, batch: int, draw: Callable[..., torch.Tensor] | None = None
-) -> torch.Tensor:
+    network: nn.Module, *inputs: Tensor, batch: int, draw: Callable[..., Tensor] | None = None
+) -> Tensor:
     """Draw from a network: eval mode, no gradient; the result in [0, 1], float32, on the CPU.
 
     inputs: tensors of one length, taken `batch` at a time to the network's device, floats in its precision.
     draw: pieces of the inputs -> images in [0, 1]; without it ``to_unit(network(*pieces))``.
-    ValueError if batch is no whole number of at least 1. The network gets its mode back.
+    The network gets its mode back.
     """
     at_least(1, batch=batch)
     own, drawn = next(network.parameters()), []
@@ -115,8 +110,7 @@ def in_batches(
 def from_json(kind: type, values: Mapping[str, Any]) -> Any:
     """Build a frozen config from what JSON or TOML holds of it: lists become tuples, tables nested configs.
 
-    kind: dataclass; values: its fields, any with a default may be missing. Returns an instance of `kind`.
-    ValueError if values is no mapping, a field is unknown or missing, or `kind` refuses a value.
+    ValueError if values is no mapping, a field is unknown or missing, or the dataclass `kind` refuses one.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{kind.__name__}: got {type(values).__name__}, expected a table of its fields")

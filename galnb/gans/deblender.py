@@ -1,15 +1,15 @@
-"""The deblender GAN: one blend in, each of its galaxies out. Chapter 04, The deblender GAN.
+"""The deblender GAN (chapter 04): one blend in, each of its galaxies out.
 
-Three generators share a discriminator design. ``"branched"`` is the network of Reiman & Göhre 2019.
-``"gated"`` is a U-Net whose output is a share of the blend, for under a maximum blend no galaxy is brighter
-than it; ``"unet"`` is the same U-Net without that knowledge, to see what it is worth.
+Three generators share a discriminator design. "branched" is the network of Reiman & Göhre 2019. "gated" is a
+U-Net whose output is a share of the blend, for under a maximum blend no galaxy is brighter than it; "unet" is
+the same U-Net without that knowledge, to see what it is worth.
 """
 
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from galnb.checks import at_least, one_of
 from galnb.gans import Batch, Gan, Losses, build_gan, check_gan, in_batches, tensors_of, to_signed, to_unit
@@ -29,15 +29,13 @@ class DeblenderConfig:
     root_blocks, branch_blocks: residual blocks before the branches and in each (paper: 10 and 6).
     widths, blocks: channels and residual blocks of the U-Nets at each of their resolutions.
     headroom: how far above the blend the gated output may reach; 0 for maximum blends, where it never has to.
-    discriminator_width, dense: channels of the discriminator's first convolution and units of its dense layer
-    (paper: 64 and 1024).
+    discriminator_width, dense: channels of the judge's first convolution, units of its dense layer.
     discriminator_norm: key of `galnb.gans.layers.NORMS`. A judge with "batch" (paper) sees in training which
     batch an image is in; with "group" an image has the same logit alone and in any batch.
     discriminator_kernel: side of the judge's strided kernels, px. 3 (paper) meets the padding at the left and
     the top alone, where a side is even; 4 meets it at all sides alike.
     reconstruction: key of `galnb.gans.losses.RECONSTRUCTIONS`.
     adversarial_weight: weight of the adversarial part of the generator's loss (paper: 1e-3).
-    seed: of the first weights.
     """
 
     generator: str = "branched"
@@ -82,34 +80,32 @@ class DeblenderConfig:
         return 1 if self.generator == "branched" else 2 ** len(self.widths)
 
 
+def _blocks(count: int, width: int, *, modern: bool = False) -> list[nn.Module]:
+    return [ResidualBlock(width, modern=modern) for _ in range(count)]
+
+
 class _BranchedGenerator(nn.Module):
     """Draw each galaxy by a branch of its own behind a common root (Reiman & Göhre 2019).
 
-    Takes (B, C, H, W) in [-1, 1] and returns (B, N, C, H, W) in [-1, 1]. Nothing is resized on the way, so
-    any image size will do. With the paper's sizes it has 1,712,838 parameters; the paper's 1,715,718 hold
-    2,880 biases more, which batch norm cancels.
+    (B, C, H, W) -> (B, N, C, H, W), both in [-1, 1], of any size. With the paper's sizes it has 1,712,838
+    parameters; the paper's 1,715,718 hold 2,880 biases more, which batch norm cancels.
     """
 
     def __init__(self, config: DeblenderConfig):
         super().__init__()
-        width = config.width
-        self.head = nn.Sequential(nn.Conv2d(config.channels, width, 9, padding=4), nn.PReLU(width))
-        self.root = nn.Sequential(
-            *(ResidualBlock(width) for _ in range(config.root_blocks)),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-        )
+        width, colours = config.width, config.channels
+        self.head = nn.Sequential(nn.Conv2d(colours, width, 9, padding=4), nn.PReLU(width))
+        blocks, last = _blocks(config.root_blocks, width), nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.root = nn.Sequential(*blocks, last, nn.BatchNorm2d(width))
         self.long_skip = Add()
-        self.branches = nn.ModuleList(
-            nn.Sequential(
-                *(ResidualBlock(width) for _ in range(config.branch_blocks)),
-                nn.Conv2d(width, config.channels, 9, padding=4),
-                nn.Tanh(),
-            )
-            for _ in range(config.count)
-        )
 
-    def forward(self, blended: torch.Tensor) -> torch.Tensor:
+        def branch() -> nn.Sequential:
+            blocks = _blocks(config.branch_blocks, width)
+            return nn.Sequential(*blocks, nn.Conv2d(width, colours, 9, padding=4), nn.Tanh())
+
+        self.branches = nn.ModuleList(branch() for _ in range(config.count))
+
+    def forward(self, blended: Tensor) -> Tensor:
         head = self.head(blended)
         root = self.long_skip(head, self.root(head))
         return torch.stack([branch(root) for branch in self.branches], dim=1)
@@ -118,16 +114,15 @@ class _BranchedGenerator(nn.Module):
 class _Brush(nn.Module):
     """Paint each galaxy in [-1, 1] whatever the blend shows: tanh(logits), in the place of a `Gate`."""
 
-    def forward(self, blended: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def forward(self, blended: Tensor, logits: Tensor) -> Tensor:
         return logits.unflatten(1, (-1, blended.shape[1])).tanh()
 
 
 class _UNetGenerator(nn.Module):
     """Tell per pixel and colour which share of the blend is each galaxy's, by a U-Net at half resolution.
 
-    Takes (B, C, H, W) in [-1, 1] and returns (B, N, C, H, W): with a `Gate` from -1 to the blend
-    + 2 headroom, with a brush in [-1, 1]. The image is folded once (2x2 pixels become channels), then halved
-    between resolutions: its side must be a multiple of ``2 ** len(widths)``.
+    (B, C, H, W) in [-1, 1] -> (B, N, C, H, W): with a `Gate` from -1 to the blend + 2 headroom, with a brush
+    in [-1, 1]. The image is folded once (2x2 pixels become channels), then halved between resolutions.
     """
 
     def __init__(self, config: DeblenderConfig):
@@ -135,8 +130,7 @@ class _UNetGenerator(nn.Module):
         widths = config.widths
 
         def stage(level: int) -> nn.Sequential:
-            blocks = config.blocks[level]
-            return nn.Sequential(*(ResidualBlock(widths[level], modern=True) for _ in range(blocks)))
+            return nn.Sequential(*_blocks(config.blocks[level], widths[level], modern=True))
 
         levels, folded = range(len(widths) - 1), 4 * config.channels
         self.fold = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(folded, widths[0], 3, padding=1))
@@ -153,12 +147,11 @@ class _UNetGenerator(nn.Module):
         )
         self.gate = Gate(config.headroom) if config.generator == "gated" else _Brush()
 
-    def forward(self, blended: torch.Tensor) -> torch.Tensor:
+    def forward(self, blended: Tensor) -> Tensor:
         features, kept = self.fold(blended), []
         for stage, shrink in zip(self.down, self.shrink, strict=True):
-            features = stage(features)
-            kept.append(features)
-            features = shrink(features)
+            kept.append(stage(features))
+            features = shrink(kept[-1])
         features = self.bottom(features)
         for level in reversed(range(len(kept))):
             features = self.up[level](self.skips[level](kept[level], self.enlarge[level](features)))
@@ -187,7 +180,7 @@ class Discriminator(nn.Sequential):
         super().__init__(*layers, nn.Flatten(), dense, nn.LeakyReLU(0.2), nn.Linear(config.dense, 1))
 
 
-def _given(gan: Gan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def _given(gan: Gan, batch: Batch) -> tuple[Tensor, Tensor]:
     """Blends and their galaxies as the networks take them; ValueError where a batch holds others."""
     one = gan.config.channels, gan.config.size, gan.config.size
     blended, galaxies = tensors_of(batch, blended=one, galaxies=(gan.config.count, *one))
@@ -205,7 +198,7 @@ def _discriminator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> L
     return {"total": discriminator_bce(on_real, on_fake), **parts}
 
 
-def _drawn_and_truth(gan: Gan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def _drawn_and_truth(gan: Gan, batch: Batch) -> tuple[Tensor, Tensor]:
     blended, galaxies = _given(gan, batch)
     drawn = gan.generator(blended)
     return drawn, match_galaxies(drawn, galaxies)
@@ -223,8 +216,7 @@ def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losse
 def deblender(config: DeblenderConfig, *, features: nn.Module | None = None) -> Gan:
     """Build a deblender GAN with fresh weights; its batches hold "blended" and "galaxies", in [0, 1].
 
-    features: fixed network for the burn-in loss, from `galnb.gans.features`; without it burn-in uses the
-    reconstruction loss.
+    features: fixed network for the burn-in, from `galnb.gans.features`; without it the reconstruction loss.
 
     L_D = mean over branches of BCE(D(x), 1) + BCE(D(G), 0); L_G = mean over branches of
     MSE + 1e-3 BCE(D(G), 1); burn-in: sum over branches of MSE(phi(x), phi(y)) (Reiman & Göhre 2019).
@@ -242,15 +234,12 @@ def deblender(config: DeblenderConfig, *, features: nn.Module | None = None) -> 
     return build_gan("deblender", config, networks, losses)
 
 
-def deblend(
-    gan: Gan, blended: torch.Tensor, *, count: int = 2, symmetries: int = 1, batch: int = 64
-) -> torch.Tensor:
+def deblend(gan: Gan, blended: Tensor, *, count: int = 2, symmetries: int = 1, batch: int = 64) -> Tensor:
     """Take blends apart: (B, C, H, W) in [0, 1] -> the galaxies (B, N, C, H, W) in [0, 1], on the CPU.
 
     gan: a trained deblender; count: galaxies per blend, must be what it was built for.
-    symmetries: 1, or 8 to average over the flips and quarter turns of the blend (8 times slower, a bit more
-    exact); batch: blends per pass, for bounded memory.
-    ValueError if the GAN, the images, the count, the batch or the symmetries do not fit.
+    symmetries: 1, or 8 to average over the flips and quarter turns of the blend, a bit more exact.
+    batch: blends per pass, for bounded memory. ValueError if something does not fit.
     """
     check_gan(gan, "deblender")
     check_images(blended, name="blended")
@@ -262,7 +251,7 @@ def deblend(
         wanted = f"{config.channels} channels, sides in multiples of {config.multiple} px"
         raise ValueError(f"blended is {tuple(blended.shape)}; this deblender takes {wanted}")
 
-    def draw(part: torch.Tensor) -> torch.Tensor:
+    def draw(part: Tensor) -> Tensor:
         total = 0
         for index in range(symmetries):
             drawn = to_unit(gan.generator(to_signed(turned(part, index))).float())

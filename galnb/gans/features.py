@@ -1,13 +1,10 @@
-"""Fixed networks that see more in an image than its pixels: for the burn-in loss and for distances.
-
-Chapters 04, The deblender GAN, and 13, New galaxies.
-"""
+"""Fixed networks that see more in an image than its pixels, for burn-in and distances (chapters 04, 13)."""
 
 import importlib.util
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from galnb.checks import check_floats, one_of, optional
@@ -29,14 +26,14 @@ class FeatureNetwork(nn.Module):
     Takes (B, C, H, W) in [0, 1] with 1 or 3 channels, grey repeated; gradients pass to the images.
     """
 
-    def __init__(self, body: nn.Module, scale: tuple[tuple, tuple], size: int | None):
+    def __init__(self, name: str, body: nn.Module, scale: tuple[tuple, tuple], size: int | None):
         super().__init__()
-        self.body, self.size = body, size
+        self.name, self.body, self.size = name, body, size
         for name, values in zip(("mean", "std"), scale, strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
         self.requires_grad_(False).eval()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         check_floats(images)
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"got images of shape {tuple(images.shape)}; expected (B, 1 or 3, H, W)")
@@ -69,7 +66,7 @@ class _InvertedResidual(nn.Module):
         self.body = nn.Sequential(*widen, *each, *_convolution(inner, after, 1))
         self.add = Add() if stride == 1 and before == after else None
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.body(images) if self.add is None else self.add(images, self.body(images))
 
 
@@ -137,7 +134,5 @@ def feature_network(name: str, *, pooled: bool = False) -> FeatureNetwork:
     missing: the message says what else to use.
     """
     one_of("feature network", name, sorted(FEATURES))
-    build, maps, vectors, scale, size = FEATURES[name]
-    network = FeatureNetwork(build()[: vectors if pooled else maps], scale, size)
-    network.name = name
-    return network
+    build, maps, vectors, *expected = FEATURES[name]
+    return FeatureNetwork(name, build()[: vectors if pooled else maps], *expected)

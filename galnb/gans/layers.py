@@ -1,7 +1,6 @@
 """Blocks of the GANs, and changes of images that gradients pass through: blur and augmentation.
 
-Every sum is a module, so that relevance can be shared out at it.
-Chapters 04, The deblender GAN; 06, Polarized LRP; 11, Smearing; 13, New galaxies.
+Every sum is a module, so that relevance can be shared out at it (chapter 06).
 """
 
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from galnb.checks import at_least, check_floats, check_generator
@@ -28,21 +27,21 @@ NORMS = {"batch": nn.BatchNorm2d, "group": _group_norm, "none": nn.Identity}
 class Add(nn.Module):
     """Sum tensors of one shape; a bare ``+`` would hand the full relevance to both summands."""
 
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+    def forward(self, *tensors: Tensor) -> Tensor:
         return sum(tensors[1:], start=tensors[0])
 
 
 class Concat(nn.Module):
     """Join tensors along the channel axis."""
 
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+    def forward(self, *tensors: Tensor) -> Tensor:
         return torch.cat(tensors, dim=1)
 
 
 class Multiply(nn.Module):
     """Scale a signal by a gate that broadcasts to it; relevance takes the gate for a constant."""
 
-    def forward(self, signal: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    def forward(self, signal: Tensor, gate: Tensor) -> Tensor:
         return signal * gate
 
 
@@ -56,7 +55,7 @@ class Gate(nn.Module):
         super().__init__()
         self.headroom = headroom
 
-    def forward(self, blended: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def forward(self, blended: Tensor, logits: Tensor) -> Tensor:
         light = blended[:, None] + (1 + 2 * self.headroom)
         return light * logits.unflatten(1, (-1, blended.shape[1])).sigmoid() - 1
 
@@ -74,8 +73,7 @@ def batch_dependent(network: nn.Module) -> list[str]:
 class ResidualBlock(nn.Module):
     """Add to the input two 3x3 convolutions of it: conv, norm, activation, conv, norm, then the sum.
 
-    There is no activation after the sum (SRGAN's block, Ledig et al. 2017). modern: groups and SiLU in place
-    of batch norm and PReLU.
+    No activation after the sum (SRGAN, Ledig et al. 2017). modern: group norm, SiLU for batch norm, PReLU.
     """
 
     def __init__(self, channels: int, *, modern: bool = False):
@@ -88,18 +86,15 @@ class ResidualBlock(nn.Module):
         self.body = nn.Sequential(*half(), nn.SiLU() if modern else nn.PReLU(channels), *half())
         self.add = Add()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.add(images, self.body(images))
 
 
-def gaussian_kernel(sigma: float, size: int = 3) -> torch.Tensor:
+def gaussian_kernel(sigma: float, size: int = 3) -> Tensor:
     """Sample a Gaussian on a grid of pixels, (size, size), and bring its sum to 1.
 
     sigma: standard deviation, px; 0 gives the kernel that changes nothing. size: side, px; odd.
-    ValueError if sigma is negative or not finite, or the size is even or below 1.
-
-    k(x, y) is proportional to exp(-(x^2 + y^2) / (2 sigma^2)). Cut off at 3 px it becomes a box as sigma
-    grows: its centre never falls below 1/9.
+    k(x, y) is proportional to exp(-(x^2 + y^2) / (2 sigma^2)). ValueError if there is no such kernel.
     """
     at_least(0.0, sigma=sigma)
     at_least(1, size=size)
@@ -114,8 +109,7 @@ def gaussian_kernel(sigma: float, size: int = 3) -> torch.Tensor:
 class Smear(nn.Module):
     """Blur each channel of (B, C, H, W) with a fixed Gaussian; light stays, unless it leaves the frame.
 
-    sigma, size: as for `gaussian_kernel`, px.
-    background: value beyond the frame: 0 for images in [0, 1], -1 for a network that works in [-1, 1].
+    sigma, size: as for `gaussian_kernel`. background: beyond the frame; -1 for images in [-1, 1].
     """
 
     def __init__(self, sigma: float, size: int = 3, *, background: float = 0.0):
@@ -123,7 +117,7 @@ class Smear(nn.Module):
         self.sigma, self.size, self.background = sigma, size, background
         self.register_buffer("kernel", gaussian_kernel(sigma, size), persistent=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         check_floats(images)
         channels = images.shape[1]
         above = images - self.background  # what the convolution pads with zeros is then background
@@ -168,8 +162,8 @@ class Augmentation:
     hue: probability that the hue of an image is rotated by a random angle.
     translation: largest shift, as a share of the side.
     cutout: probability that a square of 2 (side // 4) + 1 px, about half the side, is blanked.
-    ValueError if one is outside [0, 1]. A change with a probability well below 1 does not leak into what the
-    generator draws (Karras et al. 2020, NeurIPS 33, 12104).
+    ValueError if one is outside [0, 1]. A change with a probability well below 1 does not leak into drawn
+    images (Karras et al. 2020, NeurIPS 33, 12104).
     """
 
     hue: float = 0.25
@@ -182,7 +176,7 @@ class Augmentation:
                 raise ValueError(f"{name} is {value!r}; expected a number from 0 to 1")
 
 
-def rotate_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+def rotate_hue(images: Tensor, turns: Tensor) -> Tensor:
     """Rotate the hue of each image and keep saturation and value; grey stays grey. Differentiable in images.
 
     images: (B, 3, H, W), RGB floats of any range: hue depends on differences of channels alone.
@@ -205,12 +199,11 @@ def rotate_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     return torch.stack([value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in steps], 1)
 
 
-def augment(images: torch.Tensor, how: Augmentation, *, generator: torch.Generator) -> torch.Tensor:
+def augment(images: Tensor, how: Augmentation, *, generator: torch.Generator) -> Tensor:
     """Change each image at random: hue, place, and a blanked square (Zhao et al. 2020, NeurIPS 33, 7559).
 
     images: (B, C, S, S), floats in [-1, 1], where -1 is black, as is what moves in from outside the frame.
-    generator: on the CPU. The result is differentiable in images. ValueError if images are not square or no
-    floats, hue is asked for and they are not RGB, or the generator is none.
+    Differentiable in images. ValueError if they are not square, no floats, or no RGB where hue is asked for.
     """
     check_floats(images)
     check_generator(generator)
@@ -219,7 +212,7 @@ def augment(images: torch.Tensor, how: Augmentation, *, generator: torch.Generat
     count, side = len(images), images.shape[-1]
     steps = torch.arange(side, device=images.device)
 
-    def draw(*shape: int) -> torch.Tensor:
+    def draw(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator).to(images.device)
 
     if how.hue:

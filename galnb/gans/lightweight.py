@@ -1,13 +1,10 @@
-"""Lightweight GAN (Liu et al. 2021): skip-layer excitation and a discriminator that must also redraw.
-
-Chapter 13, New galaxies.
-"""
+"""Lightweight GAN (chapter 13; Liu et al. 2021): skip-layer excitation, and a judge that must also redraw."""
 
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from galnb.checks import at_least, check_floats, check_generator
@@ -76,7 +73,7 @@ class _Enlarge(nn.Module):
         self.add = Add()
         self.gate = nn.Sequential(nn.BatchNorm2d(2 * after), nn.GLU(1))
 
-    def forward(self, maps: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, maps: Tensor, noise: Tensor | None) -> Tensor:
         larger = self.convolution(maps)
         if noise is not None:
             step = noise.shape[-1] // larger.shape[-1]
@@ -96,20 +93,20 @@ class SkipLayerExcitation(nn.Module):
         self.gate = nn.Sequential(*seen, nn.Conv2d(high, high, 1), nn.Sigmoid())
         self.multiply = Multiply()
 
-    def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
         return self.multiply(high, self.gate(low))
 
 
 class LightweightGenerator(nn.Module):
     """Draw an image from a random vector: (B, latent), noise (B, 1, size, size) -> (B, 3, size, size).
 
-    The last layer is linear: values beyond [-1, 1] are clipped when shown. Without `noise` nothing is random
-    but the vector.
+    The last layer is linear: values beyond [-1, 1] are clipped when shown. `noise` may be left out.
     """
 
     def __init__(self, config: LightweightConfig):
         super().__init__()
-        at, sides = config.channels_at, [2**level for level in range(3, config.size.bit_length())]
+        at = config.channels_at
+        sides = [2**level for level in range(3, config.size.bit_length())]
         large = [side for side in sides if side >= 4 * _EXCITED]
         wide = 2 * at(4)
         grown = nn.ConvTranspose2d(config.latent, wide, 4, bias=False), nn.BatchNorm2d(wide), nn.GLU(1)
@@ -119,7 +116,7 @@ class LightweightGenerator(nn.Module):
         self.excite = nn.ModuleDict(excite)
         self.last = nn.Conv2d(at(config.size), 3, 3, 1, 1)
 
-    def forward(self, latent: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, latent: Tensor, noise: Tensor | None = None) -> Tensor:
         maps = {4: self.start(latent)}
         for name, enlarge in self.enlarge.items():
             side = int(name)
@@ -143,7 +140,7 @@ class _Shrink(nn.Module):
         self.aside = nn.Sequential(nn.AvgPool2d(2), *_leaky(before, after, 1))
         self.add = Add()
 
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+    def forward(self, maps: Tensor) -> Tensor:
         return self.add(self.main(maps), self.aside(maps))
 
 
@@ -164,29 +161,25 @@ def _decoder(channels: int) -> nn.Sequential:
 class LightweightDiscriminator(nn.Module):
     """Score images, high for real: (B, 3, size, size) in [-1, 1] -> (B, 1), the main head.
 
-    A second head sees the image at 32 px alone and judges its shape. Two decoders redraw what the maps of the
-    main head hold, so that these must describe the image, not merely tell it apart. There is no batch norm in
-    the heads: each image is judged by itself.
+    A second head judges the shape of the image at 32 px. Two decoders redraw what the maps of the main head
+    hold, so that these must describe the image. No batch norm in the heads: each image is judged by itself.
     """
 
     def __init__(self, config: LightweightConfig):
         super().__init__()
-        first = config.channels_at(config.size)
-        self.stem = nn.Sequential(*_leaky(3, first, 3, 1, 1))
+        at = config.channels_at
         sides = [config.size >> level for level in range(config.size.bit_length() - 4)]
-        blocks = [_Shrink(config.channels_at(side), config.channels_at(side // 2)) for side in sides]
+        self.stem = nn.Sequential(*_leaky(3, at(config.size), 3, 1, 1))
+        blocks = [_Shrink(at(side), at(side // 2)) for side in sides]
         self.to_16, self.to_8 = nn.Sequential(*blocks[:-1]), blocks[-1]
-        deep, middle = config.channels_at(8), config.channels_at(16)
+        deep, middle, half = at(8), at(16), at(32)
         self.head = nn.Sequential(*_leaky(deep, deep, 1), nn.Conv2d(deep, 1, 4))
         self.mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        half = config.channels_at(32)
         shape = *_leaky(3, half, 4, 2, 1), _Shrink(half, middle)
         self.shape_head = nn.Sequential(*shape, nn.Conv2d(middle, 1, 4))
         self.redraw_whole, self.redraw_part = _decoder(deep), _decoder(middle)
 
-    def forward(
-        self, images: torch.Tensor, *, heads: bool = False
-    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def forward(self, images: Tensor, *, heads: bool = False) -> Tensor | tuple[Tensor, ...]:
         """Return the score (B, 1); with `heads` both heads' 5 x 5 scores and the maps at 16 and 8 px."""
         at_16 = self.to_16(self.stem(images))
         at_8 = self.to_8(at_16)
@@ -196,19 +189,19 @@ class LightweightDiscriminator(nn.Module):
         return scores, self.shape_head(_small(images)), at_16, at_8
 
 
-def _images(gan: Gan, batch: Batch) -> torch.Tensor:
+def _images(gan: Gan, batch: Batch) -> Tensor:
     return tensors_of(batch, images=(3, gan.config.size, gan.config.size))[0]
 
 
-def _draw(gan: Gan, count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
+def _draw(gan: Gan, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
     latent = torch.randn(count, gan.config.latent, generator=generator).to(device)
     noise = torch.randn(count, 1, gan.config.size, gan.config.size, generator=generator).to(device)
     return gan.generator(latent, noise)
 
 
 def _redrawing_error(
-    gan: Gan, images: torch.Tensor, at_16: torch.Tensor, at_8: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
+    gan: Gan, images: Tensor, at_16: Tensor, at_8: Tensor, generator: torch.Generator
+) -> Tensor:
     """MSE of the whole image at 32 px and of one quarter of it, redrawn from the maps."""
     down, right = torch.randint(2, (2,), generator=generator).tolist()
     half = images.shape[-1] // 2
@@ -269,14 +262,13 @@ def lightweight(config: LightweightConfig) -> Gan:
 
 
 def generate(
-    gan: Gan, count: int, *, generator: torch.Generator, latent: torch.Tensor | None = None, batch: int = 64
-) -> torch.Tensor:
+    gan: Gan, count: int, *, generator: torch.Generator, latent: Tensor | None = None, batch: int = 64
+) -> Tensor:
     """Draw `count` new galaxies: (count, 3, size, size) in [0, 1], on the CPU.
 
-    generator: CPU generator of the random vectors and of the fine noise.
-    latent: (count, latent), finite vectors to draw from in place of random ones; the fine noise then is one
-    pattern for all, so that a walk from vector to vector changes the galaxy and nothing else.
-    batch: galaxies per pass. ValueError if the GAN, count, generator, vectors or batch do not fit.
+    latent: (count, latent), vectors to draw from in place of random ones; the fine noise then is one pattern
+    for all, so that a walk from vector to vector changes the galaxy and nothing else.
+    batch: galaxies per pass. ValueError if something does not fit.
     """
     check_gan(gan, "lightweight")
     at_least(1, count=count)

@@ -1,17 +1,18 @@
 """Losses: what the generator and the discriminator are asked to make small, each with its equation.
 
 Logits and scores are (B, 1) outputs of the discriminator before a sigmoid, high for real; every loss is a
-scalar. Chapters 03, A first GAN; 04, The deblender GAN; 10, A GAN for radio galaxies; 13, New galaxies.
+scalar. Chapters 03, 04, 10 and 13.
 """
 
 from collections.abc import Callable
 from itertools import permutations
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 
-def discriminator_bce(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+def discriminator_bce(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Ask for 1 on real images and 0 on generated ones; 2 ln 2 = 1.386 where the discriminator is at a loss.
 
     BCE(D(x), 1) + BCE(D(G), 0), the minimax loss of Goodfellow et al. 2014.
@@ -20,16 +21,16 @@ def discriminator_bce(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> t
     return generator_bce(real_logits) + false
 
 
-def generator_bce(fake_logits: torch.Tensor) -> torch.Tensor:
+def generator_bce(fake_logits: Tensor) -> Tensor:
     """Ask for 1 on generated images: the non-saturating generator loss BCE(D(G), 1)."""
     return functional.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
 
 
-def _generator_minimax(fake_logits: torch.Tensor) -> torch.Tensor:
+def _generator_minimax(fake_logits: Tensor) -> Tensor:
     """Ask that the discriminator be wrong about generated images: the generator's side of the minimax game.
 
-    E ln(1 - D(G)) <= 0, -ln 2 where D is at a loss (Goodfellow et al. 2014, Eq. 1). Its slope in the logit is
-    -D(G): next to nothing while the generator loses.
+    E ln(1 - D(G)) <= 0 (Goodfellow et al. 2014, Eq. 1). Its slope in the logit is -D(G): next to nothing
+    while the generator loses.
     """
     return -functional.softplus(fake_logits).mean()
 
@@ -37,7 +38,7 @@ def _generator_minimax(fake_logits: torch.Tensor) -> torch.Tensor:
 GENERATOR_LOSSES = {"non_saturating": generator_bce, "minimax": _generator_minimax}
 
 
-def discriminator_hinge(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Tensor:
+def discriminator_hinge(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     """Ask for scores above 1 on real images and below -1 on generated ones; what is beyond counts no more.
 
     E max(0, 1 - D(x)) + E max(0, 1 + D(G)) >= 0, for scores of any shape; 2 when the discriminator answers 0
@@ -46,25 +47,24 @@ def discriminator_hinge(real_scores: torch.Tensor, fake_scores: torch.Tensor) ->
     return functional.relu(1 - real_scores).mean() + functional.relu(1 + fake_scores).mean()
 
 
-def generator_hinge(fake_scores: torch.Tensor) -> torch.Tensor:
+def generator_hinge(fake_scores: Tensor) -> Tensor:
     """Ask for high scores on generated images: - E D(G)."""
     return -fake_scores.mean()
 
 
-def _per_image_mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+def _per_image_mse(predicted: Tensor, truth: Tensor) -> Tensor:
     """Average squared differences over one image: twice (B, N, C, H, W) -> (B, N)."""
     if predicted.shape != truth.shape:
-        given = f"predicted {tuple(predicted.shape)} and truth {tuple(truth.shape)}"
-        raise ValueError(f"{given} must have one shape")
+        raise ValueError(f"shapes {tuple(predicted.shape)} and {tuple(truth.shape)}; expected equal ones")
     return (predicted.float() - truth.float()).square().mean(dim=(-3, -2, -1))
 
 
-def mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+def mse(predicted: Tensor, truth: Tensor) -> Tensor:
     """Average squared differences over everything, as in Reiman & Göhre 2019; ValueError if shapes differ."""
     return _per_image_mse(predicted, truth).mean()
 
 
-def log_mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+def log_mse(predicted: Tensor, truth: Tensor) -> Tensor:
     """Average log10 of the per-image MSE: minus a tenth of the mean PSNR, up to a constant.
 
     `mse` is ruled by the few worst images; here every image counts alike, as it does in a mean of decibels.
@@ -77,11 +77,10 @@ def log_mse(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 RECONSTRUCTIONS = {"mse": mse, "log_mse": log_mse}
 
 
-def match_galaxies(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+def match_galaxies(predicted: Tensor, truth: Tensor) -> Tensor:
     """Order the true galaxies (B, N, C, H, W) as the generator drew them.
 
-    Galaxy 0 is the unperturbed central one and stays. The others carry no order of their own when there are
-    two or more, so per blend the order with the smallest squared error is taken.
+    Galaxy 0, the central one, stays; of the others the order with the smallest squared error is taken.
     """
     count = truth.shape[1]
     if count < 3:
@@ -93,7 +92,7 @@ def match_galaxies(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor
     return truth[torch.arange(len(truth), device=truth.device)[:, None], best]
 
 
-def feature_loss(predicted: torch.Tensor, truth: torch.Tensor, features: torch.nn.Module) -> torch.Tensor:
+def feature_loss(predicted: Tensor, truth: Tensor, features: nn.Module) -> Tensor:
     """Compare images (B, N, C, H, W) in [0, 1] by what a fixed network phi sees in them.
 
     features: network from `galnb.gans.features`, (B, C, H, W) in [0, 1] -> any tensor.
@@ -103,14 +102,11 @@ def feature_loss(predicted: torch.Tensor, truth: torch.Tensor, features: torch.n
     return count * functional.mse_loss(features(predicted.flatten(0, 1)), features(truth.flatten(0, 1)))
 
 
-def gradient_penalty(
-    critic: Callable, real: torch.Tensor, fake: torch.Tensor, *, generator: torch.Generator
-) -> torch.Tensor:
+def gradient_penalty(critic: Callable, real: Tensor, fake: Tensor, *, generator: torch.Generator) -> Tensor:
     """Measure how far the slope of the critic is from 1 between real and generated images.
 
-    critic: images (B, C, H, W) -> scores (B, 1); labels are bound to it: the slope is that of the image.
-    real, fake: (B, C, H, W); a point is drawn on the line between each pair. generator: on the CPU.
-    Differentiable in the weights of the critic. ValueError if the shapes differ.
+    critic: images (B, C, H, W) -> scores (B, 1), differentiable in its weights too.
+    real, fake: (B, C, H, W); a point is drawn on the line between each pair. ValueError if the shapes differ.
 
     E (|grad D(t x + (1 - t) G)|_2 - 1)^2 with t uniform in [0, 1] (Gulrajani et al. 2017, Eq. 3).
     """

@@ -1,13 +1,10 @@
-"""Class-conditional Wasserstein GAN for radio galaxies (Rustige et al. 2023).
-
-Chapter 10, A GAN for radio galaxies.
-"""
+"""Class-conditional Wasserstein GAN for radio galaxies (chapter 10; Rustige et al. 2023)."""
 
 from dataclasses import dataclass
 from itertools import pairwise, starmap
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from galnb.checks import at_least, check_generator
 from galnb.gans import Batch, Gan, Losses, build_gan, check_gan, in_batches, tensors_of
@@ -24,11 +21,9 @@ class RadioConfig:
 
     size: side of an image, px: 16 times a power of two; published 128, for laptops 64.
     width: channels of the layer before the last; published 64.
-    latent: length of the random vector that a galaxy is drawn from.
-    classes: number of classes.
+    latent: length of the random vector that a galaxy is drawn from; classes: how many there are.
     sigma: width of a Gaussian layer before the clamp, px; 0 for none. kernel: side of that Gaussian, px.
     penalty: weight of the gradient penalty.
-    seed: of the first weights.
     """
 
     size: int = 64
@@ -72,7 +67,7 @@ class RadioGenerator(nn.Module):
             layers.append(Smear(config.sigma, config.kernel, background=-1.0))
         self.body = nn.Sequential(*layers, nn.Hardtanh(-1.0, 1.0))
 
-    def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
         wanted = nn.functional.one_hot(labels, self.classes).to(noise.dtype)
         joined = self.join(self.noise_stem(noise[..., None, None]), self.label_stem(wanted[..., None, None]))
         return self.body(joined)
@@ -97,21 +92,18 @@ class Critic(nn.Module):
             width *= 2
         self.body = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, bias=False), nn.Flatten())
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         planes = nn.functional.one_hot(labels, self.classes).to(images.dtype)[..., None, None]
         planes = planes.expand(-1, -1, *images.shape[-2:])
         return self.body(self.join(self.image_stem(images), self.label_stem(planes)))
 
 
-def _noise(gan: Gan, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(len(labels), gan.config.latent, generator=generator)
+def _draw(gan: Gan, labels: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(len(labels), gan.config.latent, generator=generator)
+    return gan.generator(noise.to(labels.device), labels)
 
 
-def _draw(gan: Gan, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return gan.generator(_noise(gan, labels, generator).to(labels.device), labels)
-
-
-def _given(gan: Gan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def _given(gan: Gan, batch: Batch) -> tuple[Tensor, Tensor]:
     images, labels = tensors_of(batch, images=(1, gan.config.size, gan.config.size), labels=())
     if labels.dtype not in _WHOLE:
         raise ValueError(f"batch holds labels of {labels.dtype}; expected whole numbers")
@@ -136,9 +128,7 @@ def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losse
 
 
 def radio(config: RadioConfig) -> Gan:
-    """Build a radio-galaxy GAN with fresh weights.
-
-    Its batches hold "images" (B, 1, size, size) in [0, 1] and "labels" (B,) int64.
+    """Build a radio GAN; batches hold "images" (B, 1, size, size) in [0, 1] and "labels" (B,) int64.
 
     L_D = E D(G) - E D(x) + 10 E(|grad D(mix)| - 1)^2, L_G = -E D(G) (Gulrajani et al. 2017; Rustige et al.
     2023, RASTI 2, 264).
@@ -147,17 +137,17 @@ def radio(config: RadioConfig) -> Gan:
     return build_gan("radio", config, networks, losses, dcgan_weights)
 
 
-def generate(gan: Gan, labels: torch.Tensor, *, generator: torch.Generator, batch: int = 256) -> torch.Tensor:
+def generate(gan: Gan, labels: Tensor, *, generator: torch.Generator, batch: int = 256) -> Tensor:
     """Draw one galaxy per label: (B, 1, size, size) in [0, 1], on the CPU.
 
     labels: (B,), whole numbers, positions in `galnb.images.RADIO_CLASSES`.
-    generator: CPU generator of the random vectors; batch: galaxies per pass, which changes no galaxy.
-    ValueError if the GAN, the labels, the generator or the batch do not fit.
+    batch: galaxies per pass, which changes no galaxy. ValueError if something does not fit.
     """
     check_gan(gan, "radio")
     check_generator(generator)
     known = range(gan.config.classes)
-    whole = isinstance(labels, torch.Tensor) and labels.ndim == 1 and labels.dtype in _WHOLE
+    whole = isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype in _WHOLE
     if not whole or not set(labels.tolist()) <= set(known):
         raise ValueError(f"labels {labels!r}: expected a tensor (B,) of whole numbers in {known}")
-    return in_batches(gan.generator, _noise(gan, labels, generator), labels.long(), batch=batch)
+    noise = torch.randn(len(labels), gan.config.latent, generator=generator)
+    return in_batches(gan.generator, noise, labels.long(), batch=batch)

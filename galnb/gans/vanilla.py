@@ -1,13 +1,10 @@
-"""The first GAN: binary cross-entropy and networks of DCGAN make, from noise or from a given image.
-
-Chapter 03, A first GAN.
-"""
+"""The first GAN (chapter 03): binary cross-entropy and networks of DCGAN, from noise or a given image."""
 
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from galnb.checks import at_least, check_generator, one_of
 from galnb.gans import Batch, Gan, Losses, build_gan, check_gan, in_batches, tensors_of
@@ -23,11 +20,9 @@ class VanillaConfig:
     size: side of an image, px: 16, 32, 64, ...
     width: channels at half the side, doubled whenever the side is halved; published 128 (64 px).
     latent: length of the random vector that an image is drawn from; 0 for noise in the shape of an image.
-    channels: colours of an image.
     condition: start from a given image, "condition" in the batch; the discriminator sees it too.
     generator_loss: key of `galnb.gans.losses.GENERATOR_LOSSES`.
     pixel_weight: weight of the mean absolute error against "images", with a condition only.
-    seed: of the first weights.
     """
 
     size: int = 32
@@ -58,8 +53,7 @@ class VanillaConfig:
 class _ImageGenerator(nn.Module):
     """Turn an image, or noise of its shape, into an image: (B, C, size, size) -> the same in [-1, 1].
 
-    Down to 4 x 4 px and up again. At every side the maps of the way down are laid beside those of the way up,
-    so that places are not forgotten (Isola et al. 2017).
+    Down to 4 x 4 px and up again, maps of the way down beside those of the way up (Isola et al. 2017).
     """
 
     def __init__(self, config: VanillaConfig):
@@ -72,7 +66,7 @@ class _ImageGenerator(nn.Module):
         self.join = Concat()
         self.paint = nn.Sequential(nn.Conv2d(widths[0] + colours, colours, 3, 1, 1), nn.Tanh())
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         kept = [images]
         for down in self.down:
             kept.append(down(kept[-1]))
@@ -103,12 +97,12 @@ def _discriminator(config: VanillaConfig) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(after, 1, 4), nn.Flatten())
 
 
-def _noise(config: VanillaConfig, count: int, generator: torch.Generator) -> torch.Tensor:
+def _noise(config: VanillaConfig, count: int, generator: torch.Generator) -> Tensor:
     shape = (config.latent,) if config.latent else (config.channels, config.size, config.size)
     return torch.randn(count, *shape, generator=generator)
 
 
-def _play(gan: Gan, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+def _play(gan: Gan, batch: Batch, generator: torch.Generator) -> tuple[Tensor, ...]:
     """Return true images, drawn ones, and both as the discriminator gets them: with the condition beside."""
     names = ("images", "condition") if gan.config.condition else ("images",)
     shape = gan.config.channels, gan.config.size, gan.config.size
@@ -136,9 +130,7 @@ def _generator_loss(gan: Gan, batch: Batch, generator: torch.Generator) -> Losse
 
 
 def vanilla(config: VanillaConfig) -> Gan:
-    """Build a first GAN with fresh weights.
-
-    Its batches hold "images" (B, C, size, size) in [0, 1], with a condition also "condition".
+    """Build a first GAN; batches hold "images" (B, C, size, size) in [0, 1], perhaps also "condition".
 
     L_D = BCE(D(x), 1) + BCE(D(G), 0); L_G = BCE(D(G), 1), or E ln(1 - D(G)) for "minimax" (Goodfellow et al.
     2014, Eq. 1). Layers and first weights after Radford et al. 2016.
@@ -148,11 +140,10 @@ def vanilla(config: VanillaConfig) -> Gan:
     return build_gan("vanilla", config, networks, losses, dcgan_weights)
 
 
-def generate(gan: Gan, count: int, *, generator: torch.Generator, batch: int = 256) -> torch.Tensor:
+def generate(gan: Gan, count: int, *, generator: torch.Generator, batch: int = 256) -> Tensor:
     """Draw `count` new images from noise: (count, C, size, size) in [0, 1], on the CPU.
 
-    gan: without a condition; generator: CPU generator of the noise; batch: images per pass.
-    ValueError if the GAN, the count, the generator or the batch do not fit.
+    gan: without a condition; batch: images per pass. ValueError if something does not fit.
     """
     check_gan(gan, "vanilla")
     if gan.config.condition:
@@ -162,11 +153,11 @@ def generate(gan: Gan, count: int, *, generator: torch.Generator, batch: int = 2
     return in_batches(gan.generator, _noise(gan.config, count, generator), batch=batch)
 
 
-def complete(gan: Gan, images: torch.Tensor, *, batch: int = 256) -> torch.Tensor:
+def complete(gan: Gan, images: Tensor, *, batch: int = 256) -> Tensor:
     """Draw what belongs to given images, such as whole galaxies to segmented ones, on the CPU.
 
     gan: with a condition; images: (B, C, size, size) in [0, 1], as is the result; batch: images per pass.
-    ValueError if the GAN starts from noise or is another one, or the images or the batch do not fit.
+    ValueError if one of them does not fit.
     """
     check_gan(gan, "vanilla")
     if not gan.config.condition:
