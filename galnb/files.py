@@ -51,22 +51,12 @@ def _names(source: str) -> Iterator[tuple[int, list[str]]]:
         return
     bound: dict[str, tuple[int, list[str]]] = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
-                parts = alias.name.split(".")
-                bound[alias.asname or parts[0]] = (0, parts if alias.asname else parts[:1])
-                yield 0, parts
-        elif isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                parts = [*(node.module.split(".") if node.module else ()), alias.name]
-                bound[alias.asname or alias.name] = (node.level, parts)
-                yield node.level, parts
-        elif isinstance(node, ast.Constant) and re.fullmatch(r"\w+(\.\w+)+", str(node.value)):
-            yield 0, str(node.value).split(".")
-    for node in ast.walk(tree):
-        chain: list[str] = []
-        while isinstance(node, ast.Attribute):
-            chain, node = [node.attr, *chain], node.value
-        if chain and isinstance(node, ast.Name) and node.id in bound:
-            level, parts = bound[node.id]
-            yield level, [*parts, *chain]
+                parts = f"{getattr(node, 'module', None) or ''}.{alias.name}".strip(".").split(".")
+                bound[alias.asname or alias.name] = getattr(node, "level", 0), parts
+                yield getattr(node, "level", 0), parts
+    for text in set(re.findall(r"\w+(?:\.\w+)+", source)):  # an attribute, or a text of its own
+        first, *rest = text.split(".")
+        level, parts = bound.get(first, (0, [first]))
+        yield level, [*parts, *rest]

@@ -86,6 +86,6 @@ def test_slider_moves_the_picture_and_bad_upload_gets_a_message(address, tmp_pat
         with page.expect_file_chooser() as chooser:
             page.get_by_role("button", name="Upload").click()
         chooser.value.set_files(bad)
-        page.get_by_text("galaxy.jpg: cannot be used (not an image").wait_for()
+        page.get_by_text("galaxy.jpg: cannot be used as picture").wait_for()
         assert not foreign and not page.get_by_text("Traceback").count()
         browser.close()

@@ -23,7 +23,7 @@ def test_check_images_lets_the_convention_pass(random_images):
     ("change", "message"),
     [
         (lambda x: x.numpy(), "ndarray, expected a torch.Tensor; use torch.from_numpy"),
-        (lambda x: x.permute(0, 2, 3, 1).numpy(), r"last: use torch.from_numpy\(...\).permute\(0, 3, 1, 2\)"),
+        (lambda x: x.permute(0, 2, 3, 1).numpy(), r"use torch.from_numpy.*last: use x.permute\(0, 3, 1, 2\)"),
         (lambda x: x.permute(0, 2, 3, 1), r"\(4, 16, 16, 3\).*last: use x.permute\(0, 3, 1, 2\)"),
         (lambda x: list(x), r"list.*torch.stack"),
         (lambda x: ImageSet(x, tuple("abcd"), "noise"), "ImageSet.*give its .pixels"),
@@ -33,8 +33,8 @@ def test_check_images_lets_the_convention_pass(random_images):
         (lambda x: x * 2 - 1, r"from -0.9.*\(x \+ 1\) / 2"),
         (lambda x: x[0], r"\(3, 16, 16\), expected \(batch, channel, height, width\)"),
         (lambda x: x[:0], r"\(0, 3, 16, 16\), expected"),
-        (lambda x: x.masked_fill(x > 0.99, float("nan")), "NaN or infinite"),
-        (lambda x: x.masked_fill(x > 0.99, float("inf")), "NaN or infinite"),
+        (lambda x: x.masked_fill(x > 0.99, float("nan")), r"expected \[0, 1\].*for NaN see torch.nan_to_num"),
+        (lambda x: x.masked_fill(x > 0.99, float("inf")), r"expected \[0, 1\].*for NaN see torch.nan_to_num"),
     ],
 )
 def test_check_images_says_what_is_wrong(random_images, change, message):
@@ -80,7 +80,7 @@ def test_area_average_only_shrinks_squares(random_images):
     for wrong, size in ((random_images, 17), (random_images, 0), (random_images[..., :8], 4)):
         with pytest.raises(ValueError, match="averaging only shrinks"):
             area_average(wrong, size)
-    with pytest.raises(ValueError, match=r"torch\.uint8.*expected floats"):
+    with pytest.raises(ValueError, match=r"size=4 for images of torch\.uint8.*: expected floats"):
         area_average((255 * random_images).byte(), 4)
 
 
@@ -113,7 +113,7 @@ def positions(found):
 def test_record_accounts_for_every_source(stamps):
     record = stamps.record
     assert record["found"] == sum(record["dropped"].values()) + record["remain"]
-    assert record["remain"] == record["returned"] == len(stamps) >= 80
+    assert record["remain"] == len(stamps) >= 80
     json.dumps(record)
 
 

@@ -138,10 +138,10 @@ def test_no_image_in_the_hdu_lists_those_that_have_one(tmp_path, sky):
 
 def test_only_nan_and_too_small(tmp_path, sky):
     path = write(tmp_path / "nan.fits", fits.ImageHDU(np.full((50, 50), np.nan)))
-    with pytest.raises(ValueError, match=r"nan\.fits: HDU 1 holds only NaN"):
+    with pytest.raises(ValueError, match=r"nan\.fits: .*got no finite pixel"):
         fits_cutouts(path, size=40, hdu=1)
     path = write(tmp_path / "small.fits", fits.ImageHDU(sky))
-    with pytest.raises(ValueError, match=r"small\.fits: got 70 x 60 pixels, expected at least 64 x 64"):
+    with pytest.raises(ValueError, match=r"small\.fits: .*got 70 x 60 pixels, expected at least 64 x 64"):
         fits_cutouts(path, size=64, hdu=1)
 
 
@@ -149,24 +149,24 @@ def test_only_nan_and_too_small(tmp_path, sky):
 def test_truncated_file(tmp_path, sky, kept):
     path = write(tmp_path / "a.fits", fits.ImageHDU(sky))
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"(?s)a\.fits: truncated or not a FITS file"):
+    with pytest.raises(ValueError, match=r"a\.fits: cannot be used as FITS image"):
         fits_cutouts(path, size=40, hdu=1)
 
 
 def test_bad_values(tmp_path, sky):
     path = write(tmp_path / "a.fits", fits.ImageHDU(sky))
-    with pytest.raises(FileNotFoundError, match=r"missing\.fits: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"missing\.fits: no such FITS image; check the path"):
         fits_cutouts(tmp_path / "missing.fits", size=40)
     with pytest.raises(ValueError, match="stretch 'log' is unknown; known are asinh, linear"):
         fits_cutouts(path, size=40, hdu=1, stretch="log")
     for limits in ((2, 1), (1, 1), (np.nan, 1), (0, np.inf)):
         with pytest.raises(ValueError, match=r"expected \(low, high\) with low < high"):
             fits_cutouts(path, size=40, hdu=1, limits=limits)
-    with pytest.raises(ValueError, match="softening=0: expected a number above 0"):
+    with pytest.raises(ValueError, match=r"softening=0: expected a finite number of at least 0\.001"):
         fits_cutouts(path, size=40, hdu=1, softening=0)
     with pytest.raises(ValueError, match="size=0"):
         fits_cutouts(path, size=0)
-    with pytest.raises(ValueError, match="paths: got none"):
+    with pytest.raises(ValueError, match="paths: got 0 files"):
         fits_cutouts([], size=40)
 
 

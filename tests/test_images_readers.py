@@ -22,6 +22,12 @@ def encoded(pixels, kind="PNG"):
     return content.getvalue()
 
 
+def read_all(source):
+    readers, unreadable = open_stack(source)
+    assert not unreadable
+    return [read() for read in readers.values()]
+
+
 @pytest.fixture
 def picture():
     return np.random.default_rng(0).integers(0, 256, (160, 200, 3), dtype=np.uint8)
@@ -82,18 +88,18 @@ def test_the_first_image_of_an_upload_is_taken_also_from_gzip():
         read_upload("a.fits", fits_file(fits.ImageHDU(light)))
     with pytest.raises(ValueError, match="2 planes; expected 1 or 3"):
         read_upload("a.fits", fits_file(fits.ImageHDU(np.random.default_rng(0).normal(size=(2, 90, 90)))))
-    with pytest.raises(ValueError, match=r"a\.fits: HDU None holds no 2-D or 3-D image"):
+    with pytest.raises(ValueError, match=r"a\.fits: .*HDU None holds no 2-D or 3-D image"):
         read_upload("a.fits", fits_file())
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("notes.txt", b"hello", "unknown kind; upload one of .jpg"),
-        ("galaxy.jpg", b"hello", r"galaxy\.jpg: .*not an image, whatever its name says"),
-        ("galaxy.png", b"", r"galaxy\.png: .*not an image"),
-        ("galaxy.fits", b"hello", r"galaxy\.fits: truncated or not a FITS file"),
-        ("galaxy.fits.gz", b"\x1f\x8bhello", r"galaxy\.fits\.gz: truncated or not"),
+        ("notes.txt", b"hello", "unknown kind; upload a .jpg"),
+        ("galaxy.jpg", b"hello", r"galaxy\.jpg: cannot be used as picture \(cannot identify image file\)"),
+        ("galaxy.png", b"", r"galaxy\.png: cannot be used as picture"),
+        ("galaxy.fits", b"hello", r"galaxy\.fits: cannot be used as FITS image"),
+        ("galaxy.fits.gz", b"\x1f\x8bhello", r"galaxy\.fits\.gz: cannot be used as FITS image"),
     ],
 )
 def test_bad_files_are_refused_in_plain_words(name, content, message):
@@ -104,12 +110,10 @@ def test_bad_files_are_refused_in_plain_words(name, content, message):
 def test_small_cut_and_huge_pictures_are_refused(picture):
     with pytest.raises(ValueError, match="at least 80 x 80 px"):
         read_upload("small.png", encoded(picture[:50]))
-    with pytest.raises(ValueError, match=r"cut\.png: cannot be used"):
+    with pytest.raises(ValueError, match=r"cut\.png: cannot be used as picture"):
         read_upload("cut.png", encoded(picture)[:9000])
-    with pytest.raises(ValueError, match="at most 50 are read"):
-        read_upload("huge.png", bytes(50_000_001))
-    with pytest.raises(ValueError, match="too many pixels"):
-        read_upload("wide.png", encoded(np.zeros((100, 500_001), np.uint8)))
+    with pytest.raises(ValueError, match=r"wide\.png: .*exceeds limit of 178956970 pixels"):
+        read_upload("wide.png", encoded(np.zeros((200, 900_000), np.uint8)))
 
 
 GREY = np.linspace(0, 65535, 100 * 100).round().astype(np.uint16).reshape(100, 100)
@@ -164,7 +168,7 @@ def test_every_kind_of_picture_shows_what_a_viewer_shows(kind, tmp_path):
     for found in (
         images.galaxy_zoo(tmp_path, size=100, crop=100).pixels[0],
         read_upload("1.png", content, size=100),
-        torch.from_numpy(open_stack(tmp_path).read(0)).expand(3, -1, -1),
+        torch.from_numpy(read_all(tmp_path)[0]).expand(3, -1, -1),
     ):
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
 
@@ -175,10 +179,9 @@ def test_sixteen_bit_colours_and_cmyk_keep_their_brightness():
     Image.fromarray(np.full((20, 20, 3), (200, 100, 50), np.uint8)).convert("CMYK").save(
         file, "JPEG", quality=95
     )
-    found, mode = decode(file.getvalue, "a.jpg")
-    assert mode == "CMYK"
+    found = decode(file.getvalue, "a.jpg")
     np.testing.assert_allclose(found.mean((1, 2)) * 255, (200, 100, 50), atol=3)  # JPEG
-    found, _ = decode(lambda: png16(np.full((4, 4, 3), (65535, 256 * 100 + 77, 0), np.uint16)), "a.png")
+    found = decode(lambda: png16(np.full((4, 4, 3), (65535, 256 * 100 + 77, 0), np.uint16)), "a.png")
     np.testing.assert_allclose(found[:, 0, 0] * 255, (255, 100.3, 0), atol=0.5)
 
 
@@ -214,7 +217,6 @@ def test_listing_of_a_zip_and_what_is_encrypted_or_missing(tmp_path):
             archive.writestr(name, name)
     found = listing(tmp_path / "a.zip", (".png",))
     assert list(found) == ["x/1.PNG"] and found["x/1.PNG"]() == b"x/1.PNG"
-    assert listing(tmp_path, (".png",), needed=False) == {}
     with pytest.raises(FileNotFoundError, match=r"holds no \.png"):
         listing(tmp_path, (".png",))
 
@@ -249,14 +251,13 @@ def fits_cube(request, tmp_path):
 
 def test_audited_fits_have_their_physical_values(fits_cube):
     path, values = fits_cube
-    for stack in (open_stack(path), open_stack(path.parent)):
-        assert len(stack.names) == 3 and not stack.unreadable
-        np.testing.assert_array_equal(np.stack([stack.read(i) for i in range(3)])[:, 0], values)
+    assert list(open_stack(path)[0]) == list(open_stack(path.parent)[0])
+    np.testing.assert_array_equal(np.stack(read_all(path))[:, 0], values)
 
 
 def test_cut_outs_of_fits_have_their_physical_values(fits_cube):
     path, values = fits_cube
-    hdu, limits = int(open_stack(path).names[0][1]), (-1.0, 70_000.0)
+    hdu, limits = int(next(iter(open_stack(path)[0]))[-4]), (-1.0, 70_000.0)  # as in a.fits[1,0]
     found = images.fits_cutouts(path, size=20, hdu=hdu, stretch="linear", limits=limits).pixels[0]
     wanted = (np.nan_to_num(values[:, :, 5:25], nan=-1.0) + 1) / 70_001
     np.testing.assert_allclose(found, wanted, atol=1e-6)
@@ -266,9 +267,9 @@ def test_a_cut_file_is_named_and_the_others_are_read(fits_cube):
     path, _ = fits_cube
     content = path.read_bytes()
     path.with_name("cut.fits").write_bytes(content[: len(content) // 3])
-    stack = open_stack(path.parent)
-    assert len(stack.names) == 3 and list(stack.unreadable) == ["cut.fits"]
-    assert "truncated or not a FITS file" in stack.unreadable["cut.fits"]
+    found, unreadable = open_stack(path.parent)
+    assert len(found) == 3 and list(unreadable) == ["cut.fits"]
+    assert "cut.fits: cannot be used as FITS image" in unreadable["cut.fits"]
 
 
 def test_more_files_than_a_system_lets_open(tmp_path):
@@ -278,8 +279,7 @@ def test_more_files_than_a_system_lets_open(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 30, hard))
     try:
-        stack = open_stack(tmp_path)
-        assert not stack.unreadable and [int(stack.read(i).mean()) for i in range(60)] == list(range(60))
+        assert [int(image.mean()) for image in read_all(tmp_path)] == list(range(60))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -288,10 +288,10 @@ def test_more_files_than_a_system_lets_open(tmp_path):
 def test_stacks_of_values_are_float32_channels_first(values):
     given = torch.arange(2 * 3 * 8 * 9).view(2, 3, 8, 9) % 200
     given = given.to(values) if isinstance(values, torch.dtype) else given.numpy().astype(values)
-    found = open_stack(given).read(1)
+    found = read_all(given)[1]
     assert found.dtype == np.float32 and found.shape == (3, 8, 9)
     last = given.movedim(1, -1) if isinstance(given, torch.Tensor) else np.moveaxis(given, 1, -1)
-    np.testing.assert_array_equal(open_stack(last).read(1), found)
+    np.testing.assert_array_equal(read_all(last)[1], found)
 
 
 def test_stacks_say_what_they_want(tmp_path):
@@ -301,14 +301,12 @@ def test_stacks_say_what_they_want(tmp_path):
     with pytest.raises(ValueError, match=r"got list .*torch\.stack"):
         open_stack([one[0]])
     (tmp_path / "damaged.h5").write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"damaged\.h5: damaged"):
-        open_stack(tmp_path / "damaged.h5")
+    assert "cannot be used as HDF5 file" in open_stack(tmp_path / "damaged.h5")[1]["damaged.h5"]
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "table.h5", "w") as file:
         file["numbers"] = np.zeros(4)
-    with pytest.raises(ValueError, match="holds no numbers of shape"):
-        open_stack(tmp_path / "table.h5")
+    assert "holds no image of 2, 3 or 4 axes" in open_stack(tmp_path / "table.h5")[1]["table.h5"]
     with h5py.File(tmp_path / "set.h5", "w") as file:
         file["a/small"], file["a/images"] = np.zeros((2, 3, 3)), np.ones((2, 9, 8, 3), np.uint8)
-    stack = open_stack(tmp_path / "set.h5")
-    assert stack.names == ["a/images[0]", "a/images[1]"] and stack.read(1).shape == (3, 9, 8)
+    assert list(open_stack(tmp_path / "set.h5")[0]) == ["set.h5[a/images,0]", "set.h5[a/images,1]"]
+    assert read_all(tmp_path / "set.h5")[1].shape == (3, 9, 8)

@@ -40,7 +40,7 @@ def test_galaxy_zoo_is_the_mean_over_blocks_of_the_centre(folder):
     decoded = np.asarray(Image.open(folder / "101.jpg"), dtype=np.float64)[12:36, 12:36] / 255
     oracle = decoded.reshape(8, 3, 8, 3, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
     np.testing.assert_allclose(read.pixels[1], oracle, atol=1e-6)  # float32 sums
-    assert read.record == {"found": 3, "returned": 3, "crop": 24, "size": 8, "split": None, "converted": {}}
+    assert read.record == {"found": 3, "returned": 3, "crop": 24, "size": 8, "split": None}
 
 
 def test_galaxy_zoo_reads_full_frames_unchanged(folder):
@@ -92,17 +92,17 @@ def test_galaxy_zoo_takes_labels_that_lie_beside(folder):
         (b"galaxy_id,group\n100,spiral\n102,spiral\n", "1 of 3 images, such as 101, have no group"),
         (b"galaxy_id,group\n100,spiral\n101,\n102,spiral\n", "such as 101, have no group"),
         (b"galaxy_id,group\n100,a\n100,b\n101,a\n102,a\n", "such as 100, have no group or more than one"),
-        (b"id,class\n100,spiral\n", "expected UTF-8 text with columns galaxy_id and group"),
+        (b"id,class\n100,spiral\n", "table in UTF-8 with columns galaxy_id and group"),
         (b"galaxy_id\n100\n", "columns galaxy_id and group"),
         (b"galaxy_id,group\n100\n", "columns galaxy_id and group"),
         (b"", "columns galaxy_id and group"),
-        ("galaxy_id,group\n100,é\n".encode("latin-1"), "expected UTF-8 text"),
-        ("galaxy_id,group\n100,spiral\n".encode("utf-16"), "expected UTF-8 text"),
+        ("galaxy_id,group\n100,é\n".encode("latin-1"), "table in UTF-8"),
+        ("galaxy_id,group\n100,spiral\n".encode("utf-16"), "table in UTF-8"),
     ],
 )
 def test_labels_that_cannot_be_right_are_refused(folder, table, message):
     (folder / "labels.csv").write_bytes(table)
-    with pytest.raises(ValueError, match=rf"labels\.csv: .*{message}"):
+    with pytest.raises(ValueError, match=rf"labels\.csv: cannot be used as .*{message}"):
         images.galaxy_zoo(folder, size=8, crop=24)
 
 
@@ -119,9 +119,9 @@ def test_hidden_folders_hold_no_galaxies_and_equal_names_stay_apart(folder):
     assert images.galaxy_zoo(folder, size=8, crop=24).names == ("100", "101", "102")
     (folder / "b").mkdir()
     (folder / "b/101.jpg").write_bytes(jpeg(seed=7))
-    assert images.galaxy_zoo(folder, size=8, crop=24, limit=2).names == ("100", "101")
+    assert images.galaxy_zoo(folder, size=8, crop=24, limit=2).names == ("100.jpg", "101.jpg")
     names = images.galaxy_zoo(folder, size=8, crop=24).names
-    assert names == ("100", "101", "102", "b/101")
+    assert names == ("100.jpg", "101.jpg", "102.jpg", "b/101.jpg")
     (folder / "101.png").write_bytes(jpeg(kind="PNG", seed=8))
     (folder / "labels.csv").write_text(
         "galaxy_id,group\n101.jpg,jpg\n101.png,png\n100.jpg,x\n102.jpg,x\nb/101.jpg,b\n"
@@ -139,18 +139,13 @@ def test_whole_frames_as_bytes_are_the_bytes_of_the_files(folder):
     small = images.galaxy_zoo(folder, size=8, crop=24)
     rounded = images.galaxy_zoo(folder, size=8, crop=24, dtype=torch.uint8)
     assert torch.equal(rounded.pixels, (255 * small.pixels).round().byte())
-    with pytest.raises(
-        ValueError, match=r"dtype torch\.float16 is unknown; known are torch\.float32, torch\.uint8"
-    ):
-        images.galaxy_zoo(folder, dtype=torch.float16)
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")])
-def test_other_modes_become_rgb_and_are_recorded(tmp_path, mode, kind):
+def test_other_modes_become_rgb(tmp_path, mode, kind):
     (tmp_path / f"1.{kind.lower()}").write_bytes(jpeg(mode=mode, kind=kind))
     read = images.galaxy_zoo(tmp_path, size=24, crop=48)
     assert read.pixels.shape == (1, 3, 24, 24)
-    assert read.record["converted"] == {mode: 1}
 
 
 def test_galaxy_zoo_split_holds_out_the_last_300_names(tmp_path):
@@ -167,9 +162,12 @@ def test_galaxy_zoo_split_holds_out_the_last_300_names(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"a text that is named .jpg", r"bad\.jpg: .*not an image, whatever its name says"),
-        (b"", r"bad\.jpg: .*not an image"),
-        (jpeg()[:900], r"bad\.jpg: cannot be used \(.*truncated.*; remove or replace it"),
+        (
+            b"a text that is named .jpg",
+            r"bad\.jpg: cannot be used as picture \(cannot identify image file\); correct",
+        ),
+        (b"", r"bad\.jpg: cannot be used as picture"),
+        (jpeg()[:900], r"bad\.jpg: cannot be used as picture \(.*truncated.*; correct, replace or remove it"),
         (jpeg((30, 20)), r"bad\.jpg: .*got 30 x 20 pixels, expected at least 24 x 24"),
     ],
 )
@@ -180,15 +178,15 @@ def test_galaxy_zoo_names_the_bad_file(folder, data, message):
 
 
 def test_galaxy_zoo_names_the_bad_place(folder, tmp_path_factory):
-    with pytest.raises(FileNotFoundError, match="no such folder or zip"):
+    with pytest.raises(FileNotFoundError, match="missing: no such folder or zip of images"):
         images.galaxy_zoo(folder / "missing")
     with pytest.raises(FileNotFoundError, match=r"holds no \.jpg"):
         images.galaxy_zoo(tmp_path_factory.mktemp("empty"))
-    with pytest.raises(ValueError, match="not a zip archive"):
+    with pytest.raises(ValueError, match=r"100\.jpg: cannot be used as folder or zip of images"):
         images.galaxy_zoo(folder / "100.jpg")
     with pytest.raises(ValueError, match="got 3 images, expected over 300"):
         images.galaxy_zoo(folder, split="test")
-    with pytest.raises(ValueError, match="size=25 is larger than crop=24"):
+    with pytest.raises(ValueError, match=r"size=25 for .*averaging only shrinks"):
         images.galaxy_zoo(folder, size=25, crop=24)
     for values in ({"size": 0}, {"crop": -3}, {"limit": 0}):
         with pytest.raises(ValueError, match="expected a whole number of at least 1"):
@@ -255,44 +253,39 @@ def test_galaxy10_reads_images_and_classes(tmp_path):
     assert read.labels == ("3", "1", "4", "1")
     oracle = pixels[:4].reshape(4, 3, 2, 3, 2, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2) / 255
     np.testing.assert_allclose(read.pixels, oracle, atol=1e-6)  # float32 sums
-    with pytest.raises(ValueError, match="have only 6 pixels a side"):
+    with pytest.raises(ValueError, match=r"size=7 for .*averaging only shrinks"):
         images.galaxy10(tmp_path / "Galaxy10.h5", size=7)
-    with pytest.raises(FileNotFoundError, match=r"missing\.h5: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"missing\.h5: no such HDF5 file"):
         images.galaxy10(tmp_path / "missing.h5")
     (tmp_path / "text.h5").write_text("no HDF5")
-    with pytest.raises(ValueError, match=r"text\.h5: damaged or not the HDF5 file wanted"):
+    with pytest.raises(ValueError, match=r"text\.h5: cannot be used as HDF5 file"):
         images.galaxy10(tmp_path / "text.h5")
 
 
-def test_galaxy10_is_right_in_another_type_or_refused(tmp_path):
-    """Witness: the bytes, by plain division."""
+def test_galaxy10_in_another_type_is_refused(tmp_path):
     h5py = pytest.importorskip("h5py")
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), dtype=np.uint8)
-    oracle = pixels.transpose(0, 3, 1, 2) / 255
 
     def read(name, values, answers=np.arange(4)):  # noqa: B008
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             file["images"], file["ans"] = values, answers
         return images.galaxy10(tmp_path / f"{name}.h5", size=6).pixels
 
-    for kind in ("<f4", ">f4", "f8", "f2"):
-        np.testing.assert_allclose(read(kind, (pixels / 255).astype(kind)), oracle, atol=1e-3)
     assert read("dark", np.zeros_like(pixels)).max() == 0
-    holed = np.where(pixels > 250, np.nan, pixels / 255)
     refused = {
         "to 255": pixels.astype("f4"), "sixteen": pixels.astype("u2") * 257, "whole": pixels.astype("i8"),
-        "signed": pixels / 127.5 - 1, "nan": holed, "grey": pixels[..., 0], "cut": pixels[:, :, :5],
-        "first": pixels.transpose(0, 3, 1, 2),
+        "unit": pixels / 255, "half": (pixels / 255).astype("f2"), "grey": pixels[..., 0],
+        "cut": pixels[:, :, :5], "first": pixels.transpose(0, 3, 1, 2), "line": pixels.ravel()[:4],
     }  # fmt: skip
     for name, values in refused.items():
-        with pytest.raises(ValueError, match=r"expected \(N, S, S, 3\), bytes or floats in \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"\.h5: cannot be used as HDF5 file"):
             read(name, values)
     for name, answers in {"few": np.arange(3), "onehot": np.eye(4)}.items():
-        with pytest.raises(ValueError, match=r"ans \(.*and \(N,\); convert"):
+        with pytest.raises(ValueError, match=r"ans \(.*expected bytes \(N, S, S, 3\) and \(N,\)"):
             read(name, pixels, answers)
     with h5py.File(tmp_path / "lacks.h5", "w") as file:
         file["images"] = pixels
-    with pytest.raises(ValueError, match=r"lacks\.h5: .*not the HDF5 file wanted"):
+    with pytest.raises(ValueError, match=r"lacks\.h5: cannot be used as HDF5 file .*ans"):
         images.galaxy10(tmp_path / "lacks.h5")
 
 

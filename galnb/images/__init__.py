@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 
 from galnb.checks import at_least
 from galnb.images.pixels import ImageSet, area_average, sky_level
@@ -40,37 +41,25 @@ def hubble_deep_field(
     level, noise = sky_level(luminance)
     luminance -= level
     segments, sources = _find_sources(luminance, noise)
-    dropped, kept = Counter(), []
-    for source in sources:
-        reason = _why_dropped(source, colour, luminance, segments, crop=crop, isolated=isolated)
-        if reason is None:
-            kept.append(source)
-        else:
-            dropped[reason] += 1
-    remain = len(kept)
+    reasons = [_why_dropped(source, colour, luminance, segments, crop, isolated) for source in sources]
+    kept = [source for source, reason in zip(sources, reasons, strict=True) if reason is None]
     if not kept:
         raise ValueError(f"crop={crop}: no stamp of the 872 x 1000 field fits; use a smaller crop")
+    counts = {"found": len(sources), "dropped": dict(Counter(filter(None, reasons))), "remain": len(kept)}
     kept = sorted(kept, key=lambda source: -source.intensity_mean * source.area)[:limit]
     corners = [[round(centre) - crop // 2 for centre in source.centroid_weighted] for source in kept]
-    stamps = np.stack([field_rgb[y : y + crop, x : x + crop].transpose(2, 0, 1) for y, x in corners])
-    record = {
-        "found": len(sources), "dropped": dict(dropped), "remain": remain, "returned": len(kept),
-        "sky_level": level, "sky_noise": noise, "crop": crop, "size": size,
-    }  # fmt: skip
+    field = torch.from_numpy(field_rgb.transpose(2, 0, 1).copy())
+    stamps = torch.stack([field[:, y : y + crop, x : x + crop] for y, x in corners])
+    if size > crop:
+        stamps = F.interpolate(stamps, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
     names = tuple(f"hdf_{x + crop // 2}_{y + crop // 2}" for y, x in corners)
+    record = {**counts, "sky_level": level, "sky_noise": noise, "crop": crop, "size": size}
     source = "Hubble eXtreme Deep Field (scikit-image)"
-    return ImageSet(_rescale(torch.from_numpy(stamps), size), names, source, record=record)
-
-
-def _rescale(images: torch.Tensor, size: int) -> torch.Tensor:
-    if size <= images.shape[-1]:
-        return area_average(images, size)
-    return F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 1)
+    return ImageSet(area_average(stamps, size), names, source, record=record)
 
 
 def _find_sources(luminance: np.ndarray, noise: float) -> tuple[np.ndarray, list]:
     """Segment what stands 3 sigma above the sky (smoothed by 1 px), split by a watershed at its peaks."""
-    from scipy import ndimage
     from skimage import feature, measure, segmentation
 
     smooth = ndimage.gaussian_filter(luminance, 2.0)
@@ -84,15 +73,15 @@ def _find_sources(luminance: np.ndarray, noise: float) -> tuple[np.ndarray, list
     return segments, measure.regionprops(segments, intensity_image=luminance)
 
 
-def _why_dropped(source, colour, luminance, segments, *, crop: int, isolated: bool) -> str | None:
+def _why_dropped(source, colour, luminance, segments, crop: int, isolated: bool) -> str | None:
     """Name the reason why a source gives no good stamp, or return None if it does."""
     if source.area < 60:  # below this a galaxy (about 4 px across its half light) cannot be told from a star
         return "too small"
     y, x = (round(centre) - crop // 2 for centre in source.centroid_weighted)
     top, left, bottom, right = source.bbox
     height, width = luminance.shape
-    touches = top == 0 or left == 0 or bottom == height or right == width
-    if touches or y < 0 or x < 0 or y + crop > height or x + crop > width:
+    margins = [top - 1, left - 1, height - 1 - bottom, width - 1 - right]
+    if min(*margins, y, x, height - crop - y, width - crop - x) < 0:
         return "cut by the edge"
     if _spike_strength(colour, source) > 0.04:  # the two stars: 0.07, 0.05; every galaxy: below 0.025
         return "star"
@@ -109,8 +98,6 @@ def _spike_strength(colour: np.ndarray, source) -> float:
     The arms of the visible (blue) and infrared (red) camera stand 45 degrees apart. A neighbour lights one
     quadrant, a cross all four: hence the median over quadrants.
     """
-    from scipy import ndimage
-
     peak = np.argmax(ndimage.gaussian_filter(source.image_intensity, 1.0))
     y, x = np.unravel_index(peak, source.image.shape)
     radius = np.arange(8, 16, 0.5)[:, None]
@@ -126,10 +113,5 @@ def turned(images: torch.Tensor, turn: int) -> torch.Tensor:
     return torch.rot90(images.flip(-1) if turn >= 4 else images, turn % 4, dims=(-2, -1)).contiguous()
 
 
-SOURCES = {
-    "hubble_deep_field": hubble_deep_field,
-    "galaxy_zoo": galaxy_zoo,
-    "first_radio": first_radio,
-    "galaxy10": galaxy10,
-    "fits_cutouts": fits_cutouts,
-}
+_READERS = (hubble_deep_field, galaxy_zoo, first_radio, galaxy10, fits_cutouts)
+SOURCES = {reader.__name__: reader for reader in _READERS}

@@ -4,7 +4,6 @@ Chapter 01, Galaxies as pixels. Each estimator of the sky has its use: clipping 
 the ring a stamp whose galaxy ends before its edge; patches tell noise from a neighbour at the border.
 """
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,46 +46,27 @@ def check_images(images: torch.Tensor, *, name: str = "images", frames: bool = F
     name: of the argument in the caller, for the message of the ValueError.
     frames: let bytes in 0..255 pass as they are; as floats, thousands of large frames would fill the memory.
     """
-    if frames and getattr(images, "dtype", None) == torch.uint8:
-        check_images((images[:1] if images.ndim == 4 else images) / 255, name=name)
-        return images
+    shape, kind = tuple(getattr(images, "shape", ())), type(images).__name__
+    last = len(shape) == 4 and shape[3] in COLOURS and min(shape[1:3]) > max(COLOURS)
+    turn = "channels seem to stand last: use x.permute(0, 3, 1, 2)"
     if not isinstance(images, torch.Tensor):
-        hint = f"{type(images).__name__}, expected a torch.Tensor; " + _way_to_tensor(images)
-    elif not images.is_floating_point():
+        way = "give its .pixels" if hasattr(images, "pixels") else "use torch.from_numpy or torch.stack"
+        hint = f"{kind}, expected a torch.Tensor; {way}{'; ' + turn if last else ''}"
+    elif not (images.is_floating_point() or (frames and images.dtype == torch.uint8)):
         hint = f"dtype {images.dtype}, expected floats in [0, 1]; from 8 bit use x.float() / 255"
-    elif images.ndim != 4 or 0 in images.shape:
-        hint = (
-            f"shape {tuple(images.shape)}, expected (batch, channel, height, width), none 0; "
-            "add a missing axis with x[None] or join images with torch.stack"
-        )
-    elif min(images.shape[1:3]) > max(COLOURS) and images.shape[3] in COLOURS:
-        hint = (
-            f"shape {tuple(images.shape)}, expected (batch, channel, height, width); "
-            "channels seem to stand last: use x.permute(0, 3, 1, 2)"
-        )
+    elif len(shape) != 4 or 0 in shape or last:
+        way = turn if last else "add a missing axis with x[None] or join images with torch.stack"
+        hint = f"shape {shape}, expected (batch, channel, height, width), none 0; {way}"
+    elif images.dtype == torch.uint8:
+        return images
     else:
         images = images.float()
         low, high = (float(value) for value in torch.aminmax(images.detach()))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            hint = "NaN or infinite pixels, expected finite values; see torch.nan_to_num"
-        elif low < -1e-5 or high > 1 + 1e-5:
-            hint = (
-                f"values from {low:.4g} to {high:.4g}, expected [0, 1]; "
-                "from [-1, 1] use (x + 1) / 2, from 0..255 divide by 255"
-            )
-        else:
+        if low >= -1e-5 and high <= 1 + 1e-5:
             return images
+        way = "from [-1, 1] use (x + 1) / 2, from 0..255 divide by 255, for NaN see torch.nan_to_num"
+        hint = f"values from {low:.4g} to {high:.4g}, expected [0, 1]; {way}"
     raise ValueError(f"{name}: got {hint}")
-
-
-def _way_to_tensor(images) -> str:
-    if isinstance(getattr(images, "pixels", None), torch.Tensor):
-        return "give its .pixels"
-    if isinstance(images, (list, tuple)):
-        return "join the images with torch.stack(...)"
-    if len(getattr(images, "shape", ())) == 4 and images.shape[-1] in COLOURS:
-        return "channels seem to stand last: use torch.from_numpy(...).permute(0, 3, 1, 2)"
-    return "use torch.from_numpy(...)"
 
 
 def area_average(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -95,10 +75,8 @@ def area_average(images: torch.Tensor, size: int) -> torch.Tensor:
     if size == side:
         return images
     if images.shape[-2] != side or not 1 <= size <= side or not images.is_floating_point():
-        raise ValueError(
-            f"images: got {images.dtype} of {tuple(images.shape)} and size {size}, expected floats, squares "
-            "and a size from 1 to their side; averaging only shrinks"
-        )
+        given = f"size={size} for images of {images.dtype} and shape {tuple(images.shape)}"
+        raise ValueError(f"{given}: expected floats, squares and at most their side; averaging only shrinks")
     edges = torch.arange(size + 1, dtype=torch.float64) * side / size
     pixel = torch.arange(side, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], pixel + 1) - torch.maximum(edges[:-1, None], pixel)
@@ -106,15 +84,14 @@ def area_average(images: torch.Tensor, size: int) -> torch.Tensor:
     return (weights @ images @ weights.T).clamp(0, 1)
 
 
-_PARTS = 8  # a patch measures 1/8 of the shorter side ...
-PATCHES = 16  # ... and the darkest 16 of the 28 patches along the border are taken for sky
+PATCHES = 16  # so many of the 28 patches along the border, the darkest, are taken for sky
 
 
-def sky_level(image: np.ndarray | torch.Tensor, *, clip: float = 3.0) -> tuple[float, float]:
+def sky_level(image: np.ndarray | torch.Tensor) -> tuple[float, float]:
     """Measure level and noise of the sky (median, standard deviation) by sigma clipping.
 
-    image: any shape and unit; NaN pixels are left out, only NaN is a ValueError.
-    clip: pixels further than this many standard deviations from the median are dropped, until none are.
+    image: any shape and unit; NaN pixels are left out, only NaN is a ValueError. Pixels further than three
+    standard deviations from the median are dropped, until none are.
     """
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu().double()  # NumPy has no bfloat16
@@ -124,7 +101,7 @@ def sky_level(image: np.ndarray | torch.Tensor, *, clip: float = 3.0) -> tuple[f
         raise ValueError("image: got no finite pixel, expected at least one; check the mask or the file")
     for _ in range(20):
         distance = np.abs(values - np.median(values))
-        kept = values[distance <= clip * 1.4826 * np.median(distance)]  # 1.4826: from MAD to Gaussian sigma
+        kept = values[distance <= 3 * 1.4826 * np.median(distance)]  # 1.4826: from MAD to Gaussian sigma
         if kept.size == values.size:
             break
         values = kept
@@ -140,19 +117,17 @@ def ring_level(images: torch.Tensor) -> torch.Tensor:
 
 
 def border_patches(images: torch.Tensor) -> torch.Tensor:
-    """Cut out the darkest patches along the border of (K, C, H, W): (K, C, PATCHES, p, p), p = side / _PARTS.
+    """Cut out the darkest patches along the border of (K, C, H, W): (K, C, PATCHES, p, p), p = side / 8.
 
     Images below 32 px are a ValueError.
     """
-    if min(images.shape[-2:]) < 32:
+    p = min(images.shape[-2:]) // 8
+    if p < 4:
         raise ValueError(f"got images of {tuple(images.shape[-2:])} px, the sky needs at least 32 x 32")
-    images = images.float()
-    p = min(images.shape[-2:]) // _PARTS
-    rows, columns = images.shape[-2] // p, images.shape[-1] // p
-    blocks = images[..., : rows * p, : columns * p].unflatten(-1, (columns, p)).unflatten(-3, (rows, p))
-    edge = torch.ones(rows, columns, dtype=torch.bool, device=images.device)
+    blocks = images.float().unfold(2, p, p).unfold(3, p, p)  # (K, C, rows, columns, p, p)
+    edge = torch.ones(blocks.shape[2:4], dtype=torch.bool, device=images.device)
     edge[1:-1, 1:-1] = False
-    border = blocks.transpose(-3, -2)[:, :, edge]  # (K, C, patches along the border, p, p)
+    border = blocks[:, :, edge]  # (K, C, patches along the border, p, p)
     darkest = border.mean((1, 3, 4)).argsort(1)[:, None, :PATCHES, None, None]
     return border.gather(2, darkest.expand(-1, border.shape[1], -1, p, p))
 

@@ -5,13 +5,11 @@ closed: systems allow some hundred open ones.
 """
 
 import io
-import math
-import os
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -27,71 +25,65 @@ _HDF5 = (".h5", ".hdf5", ".hdf")
 _HIDDEN = re.compile(r"(^|/)(\.|__MACOSX)")  # folders of copies, and the companions that macOS writes
 
 
-def listing(
-    root: str | Path, endings: tuple[str, ...], *, needed: bool = True
-) -> dict[str, Callable[[], bytes]]:
+@contextmanager
+def used_as(kind: str, name: str | Path) -> Iterator[None]:
+    """Name the file in whatever error its damage sets off, any of a dozen kinds: a ValueError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: no such {kind}; check the path") from error
+    except Exception as error:
+        why = f"cannot be used as {kind} ({_first_words(error)})"
+        raise ValueError(f"{name}: {why}; correct, replace or remove it") from error
+
+
+def _first_words(error: Exception) -> str:
+    """Return what an error says in its first line, without the address of an object."""
+    return re.split(r"\n| <", str(error).strip() or repr(error))[0]
+
+
+def listing(root: str | Path, endings: tuple[str, ...]) -> dict[str, Callable[[], bytes]]:
     """Map the path of each file in a folder or zip, hidden ones aside, to a function that reads its bytes.
 
-    endings: of the names, in lower case. needed: whether it is a FileNotFoundError that there is none.
+    endings: of the names, in lower case. It is a FileNotFoundError that there is none.
     """
     root = Path(root)
     if root.is_dir():
-        paths = (Path(place) / name for place, _, names in os.walk(root) for name in names)
+        paths = [path for path in root.rglob("*") if path.is_file()]
         files = {path.relative_to(root).as_posix(): path.read_bytes for path in paths}
-    elif root.is_file():
-        try:
-            archive = zipfile.ZipFile(root)
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{root}: not a zip archive; expected a folder or a .zip of images") from error
-        files = {name: partial(archive.read, name) for name in archive.namelist()}
     else:
-        raise FileNotFoundError(f"{root}: no such folder or zip; give the place of the images")
+        with used_as("folder or zip of images", root):
+            archive = zipfile.ZipFile(root)
+        files = {name: partial(archive.read, name) for name in archive.namelist()}
     chosen = {n: read for n, read in files.items() if n.lower().endswith(endings) and not _HIDDEN.search(n)}
-    if needed and not chosen:
+    if not chosen:
         raise FileNotFoundError(f"{root}: holds no {', '.join(endings)}; give the folder with the images")
     return chosen
 
 
-def decode(
-    read: Callable[[], bytes], name: str, *, crop: int | None = None, most: float = math.inf
-) -> tuple[torch.Tensor, str]:
-    """Decode a picture to (1 or 3, H, W) floats in [0, 1], and tell the mode that the file had.
+def decode(read: Callable[[], bytes], name: str, *, crop: int = 0) -> torch.Tensor:
+    """Decode a picture to (1 or 3, H, W) floats in [0, 1], as every viewer shows it, on black.
 
-    crop: side of the central square that is kept; None keeps everything. most: number of pixels that is read.
-    The ValueError names the file and says whether it is no image, damaged, too large or too small.
+    crop: side of the central square that is kept; 0 keeps everything. A ValueError names the file.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
-    try:
-        with Image.open(io.BytesIO(read())) as image:
-            mode, (width, height) = image.mode, image.size
-            if width * height > most:
-                raise ValueError(f"too many pixels, shrink it below {most:.0f}")
-            if min(width, height) < (crop or 1):
-                raise ValueError(f"got {width} x {height} pixels, expected at least {crop} x {crop}")
-            ImageOps.exif_transpose(image, in_place=True)  # as every viewer shows it
-            values = _picture_values(image)
-    except Exception as error:  # by damage, any of a dozen kinds
-        said = "not an image, whatever its name says" if type(error) is UnidentifiedImageError else error
-        raise ValueError(f"{name}: cannot be used ({said}); remove or replace it") from error
-    planes = values.reshape(*values.shape[:2], -1).transpose(2, 0, 1)
+    with used_as("picture", name), Image.open(io.BytesIO(read())) as image:
+        if min(image.size) < crop:
+            raise ValueError(f"got {image.width} x {image.height} pixels, expected at least {crop} x {crop}")
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode[0] in "IF":  # 16 bits are held in one of these; `convert` would cut them off at 255
+            values, largest = np.asarray(image), 65535
+            if image.mode == "F" or values.min() < 0 or values.max() > largest:
+                raise ValueError(f"pixels of mode {image.mode} have no known range, save 8 or 16 bits")
+        else:
+            if image.has_transparency_data:  # colours where nothing is to be seen are arbitrary
+                black = Image.new("RGBA", image.size, "black")
+                image = Image.alpha_composite(black, image.convert("RGBA"))
+            values, largest = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB")), 255
+    planes = np.atleast_3d(values).transpose(2, 0, 1)
     planes = central(planes, crop) if crop else planes
-    return torch.from_numpy(planes.astype(np.float32) / (255 if values.dtype == np.uint8 else 65535)), mode
-
-
-def _picture_values(image) -> np.ndarray:
-    """(H, W) or (H, W, 3) of uint8, or (H, W) of wider integers in 0..65535."""
-    from PIL import Image
-
-    if image.mode[0] in "IF":  # 16 bits are held in one of these; `convert` would cut them off at 255
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"pixels of mode {image.mode} have no known range, save 8 or 16 bits")
-        return values
-    if image.has_transparency_data:  # colours where nothing is to be seen are arbitrary, and the sky is black
-        black = Image.new("RGBA", image.size, "black")
-        image = Image.alpha_composite(black, image.convert("RGBA"))
-    return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    return torch.from_numpy(planes.astype(np.float32) / largest)
 
 
 def central(values, size: int):
@@ -100,32 +92,22 @@ def central(values, size: int):
     return values[..., top : top + size, left : left + size]
 
 
-def _read_fits(source: Path | io.BytesIO, name: str, take: Callable):
-    """Return `take(units)` of a FITS file; a ValueError names the file that is damaged."""
+@contextmanager
+def fits_file(source: Path | io.BytesIO, name: str | Path) -> Iterator:
+    """Open a FITS file, packed or not: the list of its units; a ValueError names the file."""
     fits = optional("astropy.io.fits", extra="sky", purpose="FITS")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="(?s).*(truncated|corrupted)")  # else astropy goes on
-            with fits.open(source, memmap=False) as units:  # scaled integers cannot be mapped
-                return take(units)
-    except Exception as error:  # by damage, any of a dozen kinds
-        raise ValueError(f"{name}: truncated or not a FITS file ({error}); fetch it again") from error
+    with used_as("FITS image", name), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="(?s).*(truncated|corrupted)")  # else astropy goes on
+        with fits.open(source, memmap=False) as units:  # scaled integers cannot be mapped
+            yield units
 
 
-def fits_image(source, name: str, hdu: int | str | None):
-    """Values and header of one unit, of the first that holds an image where `hdu` is None."""
-    wanted = hdu.upper() if isinstance(hdu, str) else hdu
-
-    def take(units):
-        places = {i: unit.name for i, unit in enumerate(units) if unit.is_image and len(unit.shape) in (2, 3)}
-        chosen = [i for i, title in places.items() if wanted in (None, i, title)]
-        return places, [(units[i].data, units[i].header) for i in chosen[:1]]
-
-    places, image = _read_fits(source, name, take)
-    if not image:
-        known = ", ".join(f"{number} ({title})" for number, title in places.items()) or "none"
-        raise ValueError(f"{name}: HDU {hdu!r} holds no 2-D or 3-D image; HDUs that do: {known}")
-    return image[0]
+@contextmanager
+def hdf5_file(path: str | Path) -> Iterator:
+    """Open an HDF5 file; a ValueError names it if it is damaged, or lacks what is taken out of it."""
+    h5py = optional("h5py", extra="radio", purpose="HDF5")
+    with used_as("HDF5 file", path), h5py.File(path) as file:
+        yield file
 
 
 def cutout_wcs(name: str, header, left: int, top: int) -> dict | None:
@@ -133,120 +115,81 @@ def cutout_wcs(name: str, header, left: int, top: int) -> dict | None:
     from astropy.wcs import WCS
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # repairs of old headers
-            if not (wcs := WCS(header)).has_celestial:
-                return None
-            wcs = wcs.celestial
-            wcs.wcs.crpix -= left, top
-            return dict(wcs.to_header(relax=True))  # with the distortion polynomials (SIP)
+        with warnings.catch_warnings(action="ignore"):  # repairs of old headers
+            wcs = WCS(header)
+            cards = wcs.celestial[top:, left:].to_header(relax=True) if wcs.has_celestial else None
+            return cards and dict(cards)  # with the distortion polynomials (SIP)
     except Exception as error:  # of wcslib or astropy; tables of distortion cannot become cards either
-        reason = str(error).strip().partition("\n")[0]
-        warnings.warn(f"{name}: its world coordinates cannot be used ({reason}); wcs is None", stacklevel=5)
+        why = _first_words(error)
+        warnings.warn(f"{name}: its world coordinates cannot be used ({why}); wcs is None", stacklevel=4)
         return None
 
 
-def read_hdf5(path: str | Path, take: Callable):
-    """Return `take(file)` of an HDF5 file; a ValueError names the file that is damaged or lacks it."""
-    h5py = optional("h5py", extra="radio", purpose="HDF5")
-    try:
-        with h5py.File(path) as file:
-            return take(file)
-    except Exception as error:  # by damage, any of a dozen kinds
-        raise ValueError(f"{path}: damaged or not the HDF5 file wanted ({error}); get it again") from error
+def open_stack(source) -> tuple[dict[str, Callable[[], np.ndarray]], dict[str, str]]:
+    """Find all images of a source, to read them one by one.
 
+    source: folder of JPEG, PNG or FITS files (subfolders too, hidden ones aside), one such file or an HDF5
+    file, or values (B, C, H, W). 8- and 16-bit pictures are divided by their largest possible value; all
+    other numbers stay as they are.
 
-@dataclass(frozen=True)
-class Stack:
-    """Hold the names of images and the way to read each.
-
-    read: number of an image -> (C, H, W) float32; a ValueError or OSError if it cannot be read.
-    unreadable: files that could not even be opened, and why.
-    """
-
-    names: list[str]
-    read: Callable[[int], np.ndarray]
-    unreadable: dict[str, str] = field(default_factory=dict)
-
-
-def open_stack(source) -> Stack:
-    """Open whatever holds images, to read them one by one.
-
-    source: folder of JPEG, PNG or FITS files (subfolders too, hidden ones aside), a FITS or HDF5 file, or
-    values (B, C, H, W). 8- and 16-bit pictures are divided by their largest possible value; all other
-    numbers stay as they are. FileNotFoundError if there is no image, ValueError if the file is damaged or
-    holds none.
+    Returns name -> function that reads the image, (C, H, W) float32, a ValueError if it cannot be read; and
+    name -> why, of files that cannot be opened or hold no image. FileNotFoundError if there is no file.
     """
     if not isinstance(source, (str, Path)):
         shape = tuple(getattr(source, "shape", ()))
         if len(shape) != 4 or 0 in shape:
-            hint = "give its .pixels" if hasattr(source, "pixels") else "join single images with torch.stack"
-            raise ValueError(
-                f"images: got {type(source).__name__} of shape {shape}, expected (batch, channel, height, "
-                f"width), none 0; {hint}"
-            )
-        return Stack([f"image {i}" for i in range(shape[0])], lambda i: _plane(source[i]))
-    path = Path(source)
-    if path.is_dir():
-        return _folder(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such folder or file; give a folder of images, FITS or HDF5")
-    for endings, planes in ((_HDF5, _hdf5_planes), (FITS, _fits_planes)):
-        if path.name.lower().endswith(endings):
-            return _stack(planes(path))
-    raise ValueError(f"{path}: expected a folder, or a file that ends in {', '.join(FITS + _HDF5)}")
-
-
-def _stack(pieces: dict[str, Callable[[], np.ndarray]], unreadable: dict[str, str] | None = None) -> Stack:
-    readers = list(pieces.values())
-    return Stack(list(pieces), lambda i: readers[i](), unreadable or {})
-
-
-def _folder(path: Path) -> Stack:
-    files = listing(path, PICTURES + FITS)
-    pieces, unreadable = {}, {}
-    for name in sorted(files, key=Path):
-        if not name.lower().endswith(FITS):
-            pieces[name] = lambda read=files[name], name=name: decode(read, name)[0].numpy()
-            continue
+            given = f"{type(source).__name__} of shape {shape}"
+            way = "of an ImageSet give its .pixels, join single images with torch.stack"
+            raise ValueError(f"images: got {given}, expected (batch, channel, height, width), none 0; {way}")
+        return {f"image {i}": partial(_plane, image) for i, image in enumerate(source)}, {}
+    path, readers, unreadable = Path(source), {}, {}
+    single = path.is_file()
+    for name in [path.name] if single else sorted(listing(path, PICTURES + FITS), key=Path):
         try:
-            planes = _fits_planes(path / name)
-            pieces |= {name + (part if len(planes) > 1 else ""): read for part, read in planes.items()}
+            planes = _planes(path if single else path / name)
+            readers |= {name + (part if len(planes) > 1 else ""): read for part, read in planes.items()}
         except ValueError as error:
             unreadable[name] = str(error)
-    return _stack(pieces, unreadable)
+    return readers, unreadable
 
 
-def _fits_planes(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """Planes of every 2-D (one image), 3-D (a stack of grey images) and 4-D (N, C, H, W) unit."""
-    shapes = _read_fits(path, path, lambda units: [unit.shape if unit.is_image else () for unit in units])
-    planes = {}
-    for unit, shape in enumerate(shapes):
-        if len(shape) in (2, 3, 4) and 0 not in shape:
-            for i in range(1 if len(shape) == 2 else shape[0]):
-                part = slice(None) if len(shape) == 2 else i
-                take = lambda units, unit=unit, part=part: _plane(units[unit].section[part])  # noqa: E731
-                planes[f"[{unit},{i}]"] = partial(_read_fits, path, path, take)
-    if not planes:
-        raise ValueError(f"{path}: holds no image of 2, 3 or 4 axes")
-    return planes
+def _planes(path: Path) -> dict[str, Callable[[], np.ndarray]]:
+    """Map each plane of a file to its reader: a picture, FITS units of 2 to 4 axes, the largest HDF5 set."""
+    ending = path.name.lower()
+    if ending.endswith(PICTURES):
+        return {"": lambda: decode(path.read_bytes, path.name).numpy()}
+    if ending.endswith(FITS):
+        opened, shapes_in = partial(fits_file, path, path), _fits_shapes
+    elif ending.endswith(_HDF5):
+        opened, shapes_in = partial(hdf5_file, path), _largest_set
+    else:
+        raise ValueError(f"expected a folder, or a file that ends in {', '.join(PICTURES + FITS + _HDF5)}")
+    with opened() as file:
+        shapes = shapes_in(file)
+    if not shapes:
+        raise ValueError(f"{path}: holds no image of 2, 3 or 4 axes; give a file that does")
+
+    def read(key, i: int) -> np.ndarray:
+        with opened() as file:
+            stored = getattr(file[key], "section", file[key])  # reads no more than one plane
+            return _plane(stored[i] if len(shapes[key]) > 2 else stored[:])
+
+    counts = {key: shape[0] if len(shape) > 2 else 1 for key, shape in shapes.items()}
+    return {f"[{key},{i}]": partial(read, key, i) for key in shapes for i in range(counts[key])}
 
 
-def _hdf5_planes(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """Images of the largest data set of 3 (N, H, W) or 4 axes, channels second or last."""
+def _fits_shapes(units) -> dict[int, tuple[int, ...]]:
+    """Shapes of (H, W), (N, H, W), grey, and (N, C, H, W)."""
+    shapes = {number: unit.shape for number, unit in enumerate(units) if unit.is_image}
+    return {number: shape for number, shape in shapes.items() if len(shape) in (2, 3, 4) and 0 not in shape}
 
-    def largest(file):
-        found = []
-        file.visititems(lambda _, item: found.append(item) if getattr(item, "ndim", 0) in (3, 4) else None)
-        found = [item for item in found if item.dtype.kind in "fiu" and 0 not in item.shape]
-        found = [(item.size, item.name, len(item)) for item in found]
-        return max(found, key=lambda item: item[0], default=None)
 
-    if (chosen := read_hdf5(path, largest)) is None:
-        raise ValueError(f"{path}: holds no numbers of shape (N, H, W), (N, C, H, W) or (N, H, W, C)")
-    _, name, count = chosen
-    take = lambda i: lambda file: _plane(file[name][i])  # noqa: E731
-    return {f"{name.strip('/')}[{i}]": partial(read_hdf5, path, take(i)) for i in range(count)}
+def _largest_set(file) -> dict[str, tuple[int, ...]]:
+    """Shape of the largest data set of 3 (N, H, W) or 4 axes, channels second or last."""
+    sets = []
+    file.visititems(lambda _, item: sets.append(item) if getattr(item, "ndim", 0) in (3, 4) else None)
+    sets = [item for item in sets if item.dtype.kind in "fiu" and item.size]
+    return {item.name.strip("/"): item.shape for item in sorted(sets, key=lambda item: -item.size)[:1]}
 
 
 def _plane(values) -> np.ndarray:
