@@ -142,9 +142,9 @@ def test_mixed_batches_stand_one_after_another():
     [
         (images(), {"batch_size": 0}, "batch_size=0: expected a whole number of at least 1"),
         (images(), {"turn_first": 1.5}, r"turn_first is 1\.5; expected a share"),
-        (images(), {"turn_first": 0.5}, r"got \(16, 16\) px and crop 16; .*at least 22\.6 px"),
-        (images(size=33), {"turn_first": 0.5, "crop": 25}, r"got \(33, 33\) px and crop 25"),
-        (images(size=33), {"turn_first": 0.5, "crop": 16}, "expected an even margin"),
+        (images(), {"turn_first": 0.5}, r"got \(16, 16\) px, crop 16; .*at least 22\.6 px"),
+        (images(size=33), {"turn_first": 0.5, "crop": 25}, r"got \(33, 33\) px, crop 25"),
+        (images(size=33), {"turn_first": 0.5, "crop": 16}, "crop is 16; 33 x 33 px need an even margin"),
         (images().numpy(), {}, "images: got ndarray"),
         (images(2), {"count": 3}, "got 2 images for blends of 3 galaxies"),
         (images() * 255, {}, "images: got values"),

@@ -5,7 +5,7 @@ Chapter 02, Blending. Images of any floating type are taken; what comes out is f
 
 import math
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch.nn import functional as F
@@ -18,14 +18,12 @@ from galnb.images.pixels import ring_level
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Say from which ranges the mirroring, turn, size and place of a second galaxy are drawn.
+    """Say how other galaxies are drawn; the ranges are those of Reiman and Göhre (2019), MNRAS 485, 2617.
 
     flip, rotate: mirror each axis with probability 1/2; turn by an angle uniform in [0, 2 pi).
-    scale: bounds of the magnification, drawn log-uniformly; 0.5 shows a galaxy at half its size.
+    scale: bounds of the magnification, drawn log-uniformly.
     shift: bounds of the distance from the centre along each axis, as a fraction of the stamp's side.
     fill: what stands where the warped image has no data, a key of `galnb.blending.fills.FILLS`.
-
-    The ranges of Reiman and Göhre (2019), MNRAS 485, 2617.
     """
 
     flip: bool = True
@@ -45,13 +43,12 @@ class Perturbation:
 
 @dataclass(frozen=True)
 class Blends:
-    """Hold blended images with their truth; shapes that disagree are a ValueError.
+    """Hold blended images with their truth.
 
     blended: (B, C, H, W) in [0, 1].
     galaxies: (B, N, C, H, W) in [0, 1]: what went in; galaxy 0 is centred and unperturbed.
-    footprints: (B, N, 1, H, W) bool: True where a pixel rests on image data alone, False where fill took
-        part.
-    offsets: (B, N, 2): place of each galaxy, x to the right and y down from the stamp's centre, in pixels.
+    footprints: (B, N, 1, H, W) bool: False where fill took part in a pixel.
+    offsets: (B, N, 2): place of each galaxy, x to the right and y down from the stamp's centre, px.
     scales: (B, N): magnification of each galaxy.
     """
 
@@ -62,13 +59,11 @@ class Blends:
     scales: torch.Tensor
 
     def __post_init__(self) -> None:
-        if self.galaxies.ndim != 5:
-            raise ValueError(f"galaxies: got shape {tuple(self.galaxies.shape)}, expected (B, N, C, H, W)")
-        (b, n), (c, h, w) = self.galaxies.shape[:2], self.galaxies.shape[2:]
-        shapes = {"blended": (b, c, h, w), "footprints": (b, n, 1, h, w), "offsets": (b, n, 2)}
+        b, n, *stamp = self.galaxies.shape
+        shapes = {"blended": (b, *stamp), "footprints": (b, n, 1, *stamp[1:]), "offsets": (b, n, 2)}
         for name, expected in {**shapes, "scales": (b, n)}.items():
             if (got := tuple(getattr(self, name).shape)) != expected:
-                raise ValueError(f"{name}: got shape {got}, expected {expected} as in galaxies")
+                raise ValueError(f"{name}: got shape {got}; expected {expected}, galaxies (B, N, C, H, W)")
         if self.footprints.dtype != torch.bool:
             raise ValueError(f"footprints: got {self.footprints.dtype}, expected torch.bool")
 
@@ -76,22 +71,17 @@ class Blends:
         return len(self.blended)
 
 
-def _blend_max(galaxies: torch.Tensor) -> torch.Tensor:
-    """Take the maximum of (B, N, C, H, W) per pixel and channel: the brightest hides the rest."""
-    return reduce(torch.maximum, galaxies.unbind(1))
-
-
 def _blend_sum(galaxies: torch.Tensor) -> torch.Tensor:
     """Add the light of (B, N, C, H, W) above one common sky: first + sum(others - sky), cut to [0, 1].
 
-    The sky is that of the ring of the first. Where a zero fill stands in another galaxy, the sum falls below
-    it.
+    The sky is that of the ring of the first; where a zero fill stands in another, the sum falls below it.
     """
     sky = ring_level(galaxies[:, 0])
     return (galaxies.sum(1) - (galaxies.shape[1] - 1) * sky).clamp(0, 1)
 
 
-BLEND_RULES = {"max": _blend_max, "sum": _blend_sum}
+# The brightest galaxy of (B, N, C, H, W) hides the rest, or their light adds up.
+BLEND_RULES = {"max": partial(torch.amax, dim=1), "sum": _blend_sum}
 _PIECE = 2**22  # input values that are warped at a time
 
 
@@ -114,31 +104,31 @@ def make_blends(
     perturbation: ranges and fill of the warp.
     generator: source of all randomness. Equal seeds give equal geometry under every fill and rule.
     crop: side of the centred square that is kept after the warp, which sees the whole image; default: all.
+        Reiman and Göhre (2019) take 240 of 424 px, and size 80.
     size: side of the stamps, by box averages of crop / size pixels; default: `crop`.
     partners: (M, C, H', W') in [0, 1], of which the perturbed galaxies are drawn in place of `images`. If it
         holds the images too, one may meet itself, as in the code of Reiman and Göhre.
-
-    Galaxy Zoo as in Reiman and Göhre (2019): 424-px images, `crop=240, size=80`.
     """
     images = check_images(images)
-    partners = None if partners is None else check_images(partners, name="partners")
+    bank = images if partners is None else check_images(partners, name="partners")
     one_of("rule", rule, BLEND_RULES)
     at_least(2, count=count)
     check_generator(generator)
-    bank = images if partners is None else partners
-    crop, size = _fitting_sizes(images, bank, crop, size)
+    crop, size = fitting_sizes(images, crop, size)
+    area = (crop // size) ** 2
+    if bank.shape[1] != images.shape[1]:
+        raise ValueError(f"partners: got {bank.shape[1]} channels, expected {images.shape[1]} as in images")
     others = _draw_others(len(images), bank, count, generator, with_self=partners is not None)
     shift, scale, matrix = _draw_geometry(others.shape, perturbation, generator, images.device)
     galaxies = images.new_empty(len(images), count, images.shape[1], size, size)
     footprints = torch.ones(len(images), count, 1, size, size, dtype=torch.bool, device=images.device)
-    galaxies[:, 0] = _shrink(_centre(images, crop), size)
-    # In pieces, whose intermediate results stay small: faster for large images, and memory is bounded.
+    galaxies[:, 0] = _boxes(centre(images, crop), size, torch.add) / area
+    # In pieces, whose intermediate results stay small: faster, and memory is bounded.
     for part in torch.arange(len(images)).split(max(1, _PIECE // bank[:1].numel() // (count - 1))):
-        piece = slice(int(part[0]), int(part[-1]) + 1)
-        grid, covered = _sampling_grid(matrix[piece].flatten(0, 1), shift[piece].flatten(0, 1), bank, crop)
-        pixels = FILLS[perturbation.fill](bank[others[piece].flatten()], grid, generator)
-        galaxies[piece, 1:] = _shrink(pixels, size).unflatten(0, (-1, count - 1))
-        footprints[piece, 1:] = _shrink(covered, size).unflatten(0, (-1, count - 1))
+        grid, covered = _sampling_grid(matrix[part].flatten(0, 1), shift[part].flatten(0, 1), bank, crop)
+        pixels = FILLS[perturbation.fill](bank[others[part].flatten()], grid, generator)
+        galaxies[part, 1:] = _boxes(pixels, size, torch.add).unflatten(0, (-1, count - 1)) / area
+        footprints[part, 1:] = _boxes(covered, size, torch.logical_and).unflatten(0, (-1, count - 1))
     offsets, scales = F.pad(size * shift, (0, 0, 1, 0)), F.pad(scale, (1, 0), value=1.0)
     return Blends(BLEND_RULES[rule](galaxies), galaxies, footprints, offsets, scales)
 
@@ -146,11 +136,10 @@ def make_blends(
 def fixed_shift_blends(images: torch.Tensor, *, shift: int = 50, generator: torch.Generator) -> Blends:
     """Blend each image with another one, `shift` pixels to the right, by the per-pixel maximum.
 
-    images: (B, C, H, W) in [0, 1], at least two; the report's are 424-px Galaxy Zoo images.
+    images: (B, C, H, W) in [0, 1], at least two.
     shift: pixels, 0 <= shift < W; the strip left behind is 0. generator: draws the pairs.
 
-    The geometry of Usaid, Ahmed and Jamal, "Deblending Galaxies Using Generative Adversarial Networks" (Habib
-    University).
+    Usaid, Ahmed and Jamal, "Deblending Galaxies Using Generative Adversarial Networks" (Habib University).
     """
     images = check_images(images)
     at_least(0, shift=shift)
@@ -163,7 +152,7 @@ def fixed_shift_blends(images: torch.Tensor, *, shift: int = 50, generator: torc
     footprints = torch.ones(batch, 2, 1, height, width, dtype=torch.bool, device=images.device)
     footprints[:, 1, ..., :shift] = False
     offsets = images.new_tensor([[0, 0], [shift, 0]]).repeat(batch, 1, 1)
-    return Blends(_blend_max(galaxies), galaxies, footprints, offsets, images.new_ones(batch, 2))
+    return Blends(galaxies.amax(1), galaxies, footprints, offsets, images.new_ones(batch, 2))
 
 
 def segment(blends: Blends, *, noise: float, generator: torch.Generator) -> torch.Tensor:
@@ -171,9 +160,8 @@ def segment(blends: Blends, *, noise: float, generator: torch.Generator) -> torc
 
     noise: standard deviation of the Gaussian noise in the removed pixels, >= 0. generator: draws it.
 
-    Returns (B, N, C, H, W) in [0, 1], "half galaxies". The report of `fixed_shift_blends` does not state its
-    exact rule. Ours: a galaxy keeps the pixels where its luminance (mean of channels) is the highest, {B =
-    x} and {B = y}; on a tie both do. A removed pixel is 0 plus the noise, cut to [0, 1].
+    Returns (B, N, C, H, W) in [0, 1], "half galaxies". The report of `fixed_shift_blends` states no exact
+    rule. Ours: a galaxy keeps the pixels where its mean of channels is the highest; on a tie both do.
     """
     at_least(0.0, noise=noise)
     check_generator(generator)
@@ -183,19 +171,16 @@ def segment(blends: Blends, *, noise: float, generator: torch.Generator) -> torc
     return torch.where(kept, blends.blended[:, None], drawn.clamp(0, 1).to(blends.blended))
 
 
-def _fitting_sizes(images, bank, crop, size) -> tuple[int, int]:
-    crop = min(images.shape[-2:]) if crop is None else crop
+def fitting_sizes(images: torch.Tensor, crop: int | None, size: int | None) -> tuple[int, int]:
+    """Return crop and size of the stamps of (B, C, H, W), defaults filled in; refuse what does not fit."""
+    height, width = images.shape[-2:]
+    crop = min(height, width) if crop is None else crop
     size = crop if size is None else size
     at_least(1, crop=crop, size=size)
     if crop % size:
         raise ValueError(f"crop is {crop}, size {size}; expected crop to be a multiple of size")
-    margins = [side - crop for side in images.shape[-2:]]
-    if min(margins) < 0 or any(margin % 2 for margin in margins):
-        raise ValueError(
-            f"crop is {crop}; {images.shape[-2]} x {images.shape[-1]} px need an even margin >= 0"
-        )
-    if bank.shape[1] != images.shape[1]:
-        raise ValueError(f"partners: got {bank.shape[1]} channels, expected {images.shape[1]} as in images")
+    if crop > min(height, width) or (height - crop) % 2 or (width - crop) % 2:
+        raise ValueError(f"crop is {crop}; {height} x {width} px need an even margin >= 0")
     return crop, size
 
 
@@ -238,17 +223,14 @@ def _sampling_grid(matrix, shift, bank, crop) -> tuple[torch.Tensor, torch.Tenso
     return places.permute(0, 2, 3, 1), (x & y)[:, None]
 
 
-def _centre(images, crop) -> torch.Tensor:
+def centre(images: torch.Tensor, crop: int) -> torch.Tensor:
+    """Cut the central square (..., crop, crop) out of images (..., H, W)."""
     top, left = ((side - crop) // 2 for side in images.shape[-2:])
     return images[..., top : top + crop, left : left + crop]
 
 
-def _shrink(images, size) -> torch.Tensor:
-    """Box average, or of booleans whether the whole box is True (3 times as fast as avg_pool2d)."""
-    factor = images.shape[-1] // size
-    if factor == 1:
-        return images
-    join = torch.logical_and if images.dtype == torch.bool else torch.add
-    rows = reduce(join, [images[..., i::factor, :] for i in range(factor)])
-    boxes = reduce(join, [rows[..., i::factor] for i in range(factor)])
-    return boxes if images.dtype == torch.bool else boxes / factor**2
+def _boxes(images: torch.Tensor, size: int, join) -> torch.Tensor:
+    """Join the pixels of each box of (..., S, S) to (..., size, size), 3 times as fast as avg_pool2d."""
+    step = images.shape[-1] // size
+    rows = reduce(join, [images[..., i::step, :] for i in range(step)])
+    return reduce(join, [rows[..., i::step] for i in range(step)])
