@@ -13,13 +13,13 @@ from galnb import blending, phantom
 from galnb.blending.fills import FILLS, sky_tile
 from galnb.evaluation import metrics
 from galnb.gans import Gan, deblender
-from galnb.phantom.traces import straight_edges
 from galnb.relevance import polarized_relevance
 
 CHUNK = 50  # frames of 424 px in floats at a time
 PADDED = 0.02  # from this share of fill on, an image counts as padded
 BINS = (PADDED, 0.05, 0.1, 0.2, 0.4, 1.0)  # of the padded area, for blind detection
 READINGS = ("paper", "sky", "black")
+ANGLES = 24  # directions in which straight edges are sought, over 180 degrees
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,43 @@ def edges(maps: dict[str, torch.Tensor], footprint: torch.Tensor, generator: tor
     return found | {"distance": distance.tolist()}
 
 
+def straight_edges(maps: torch.Tensor) -> torch.Tensor:
+    """Return the strength (B,) of the straightest line where no galaxy is, from maps (B, C, H, W) alone.
+
+    The logarithm of each map, less its local mean, is averaged along lines in 24 directions outside a central
+    disc of half the width; the strength is the largest average, in units of the typical one of that map.
+    Which strength means a frame depends on the network: take the 99th percentile of maps known to have none.
+    """
+    relevance = maps.detach().float().cpu().sum(1, keepdim=True).abs()
+    floor = relevance.flatten(1).quantile(0.05, 1)[:, None, None, None] + 1e-12 * relevance.amax()
+    detail = (relevance + floor + 1e-30).log()
+    detail = detail - F.avg_pool2d(detail, 9, 1, 4, count_include_pad=False)
+    detail = detail - stride_grid(detail)
+    y, x = (torch.linspace(-1, 1, side) for side in maps.shape[-2:])
+    outside = ((y[:, None] ** 2 + x**2) > 0.25).float()[None, None]
+    outside[..., [0, 1, -2, -1], :] = outside[..., [0, 1, -2, -1]] = 0  # there the network pads by itself
+    strongest = []
+    for angle in torch.arange(ANGLES) * (torch.pi / ANGLES):
+        turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).view(1, 2, 2)
+        grid = F.affine_grid(F.pad(turn, (0, 1)), [1, 1, *maps.shape[-2:]], align_corners=False)
+        length = F.grid_sample(outside, grid, align_corners=False).sum(2)
+        turned = F.grid_sample(detail * outside, grid.expand(len(maps), -1, -1, -1), align_corners=False)
+        line = turned.sum(2) / length.clamp_min(1).sqrt()
+        strongest.append(torch.where(length >= maps.shape[-2] / 4, line, 0)[:, 0])
+    lines = torch.stack(strongest, 1)  # (B, angles, offsets)
+    usual = lines.abs().flatten(1).quantile(0.5, 1).clamp_min(1e-12) / 0.6745
+    return (lines.flatten(1) / usual[:, None]).amax(1)
+
+
+def stride_grid(detail: torch.Tensor, period: int = 16) -> torch.Tensor:
+    """Return the grid that strided convolutions print on every map: the mean pattern of all, repeated."""
+    mean = detail.mean(0, keepdim=True)
+    high, wide = (-(-side // period) * period for side in mean.shape[-2:])
+    whole = F.pad(mean, (0, wide - mean.shape[-1], 0, high - mean.shape[-2]), value=torch.nan)
+    cell = whole.unflatten(3, (-1, period)).unflatten(2, (-1, period)).nanmean((2, 4))
+    return cell.repeat(1, 1, high // period, wide // period)[..., : mean.shape[-2], : mean.shape[-1]]
+
+
 def detection(strength: torch.Tensor, padding: torch.Tensor, clean: torch.Tensor) -> dict:
     """Return the power of a threshold that 1 % of clean maps pass, in bins of the padded area."""
     threshold = clean.quantile(0.99)
@@ -190,8 +227,8 @@ def relevance(gan: Gan, exam: Exam, fill: str, *, firsts: int = 100) -> dict[str
         draw = torch.Generator().manual_seed(0)
         found[reading] = edges({"positive": up, "negative": down}, exam.footprint[padded], draw)
         if reading != "black":
-            strength = straight_edges(up)[0]
-            without = straight_edges(read_maps(gan, clean, exam, reading)[0])[0]
+            strength = straight_edges(up)
+            without = straight_edges(read_maps(gan, clean, exam, reading)[0])
             found[reading]["detection"] = detection(strength, padding[padded], without)
     return found
 

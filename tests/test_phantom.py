@@ -157,8 +157,8 @@ def test_figures_of_other_precisions_are_those_of_the_same_numbers(generator, fo
 @pytest.mark.parametrize(
     "call, said",
     [
-        (lambda m, f: phantom.boundary_contrast(m, f.float()), "expected bool"),
-        (lambda m, f: phantom.boundary_contrast(m[:1], f), "do not match"),
+        (lambda m, f: phantom.boundary_contrast(m, f.float()), "torch.float32; expected .* bool"),
+        (lambda m, f: phantom.boundary_contrast(m[:1], f), "expected"),
         (lambda m, f: phantom.boundary_contrast(m, f, width=0), "width=0"),
         (lambda m, f: phantom.edge_profile(m, f, reach=0), "reach=0"),
         (lambda m, f: phantom.interval(m[:1, 0, 0, 0], generator=torch.Generator()), "at least 2"),

@@ -281,7 +281,7 @@ def test_hdf5_channels_first_or_last(clean, tmp_path):
     with h5py.File(tmp_path / "set.h5", "w") as file:
         file["images"] = (255 * clean).byte().permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(_planes(tmp_path / "set.h5")[3], (255 * clean[3]).byte().numpy())
-    assert audit(tmp_path / "set.h5").names[3] == "images[3]"
+    assert audit(tmp_path / "set.h5").names[3] == "set.h5[images,3]"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -3,8 +3,10 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
@@ -94,6 +96,20 @@ def test_detection_has_the_false_alarms_it_promises(generator):
     assert same["found"][0][1] == 500 and same["found"][0][0] <= 15  # 1 % of 500, and chance
     strong = phantom_measure.detection(torch.full((500,), 9.0), padding, clean)
     assert strong["found"][0] == [500, 500] and sum(n for _, n in strong["found"][1:]) == 0
+
+
+@pytest.mark.parametrize("angle", [0, 30])
+def test_straight_edges_are_found_and_curved_ones_are_not(generator, angle):
+    maps = torch.rand(3, 1, 80, 80, generator=generator) + 0.5
+    line = np.zeros((160, 160), np.float32)
+    line[:, 80 + 28] = 1  # 28 px from the centre
+    turned = torch.from_numpy(ndimage.rotate(line, angle, reshape=False, order=1)[40:120, 40:120])
+    y, x = np.mgrid[:80, :80] - 39.5
+    ring = torch.from_numpy((np.abs(np.hypot(y, x) - 33) < 1).astype(np.float32))
+    plain, straight, curved = map(
+        phantom_measure.straight_edges, (maps, maps * (1 + 2 * turned), maps * (1 + 0.5 * ring))
+    )
+    assert (straight > plain).all() and (straight > 8).all() and curved.median() < straight.median()
 
 
 def test_a_run_is_measured_whole_and_fits_json(exam, gan):

@@ -3,17 +3,21 @@
 Chapter 09, The phantom boundary.
 """
 
+from collections import namedtuple
 from collections.abc import Mapping
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy import ndimage, stats
 
 from galnb.checks import at_least, check_generator
+from galnb.gans.layers import evaluating
 from galnb.phantom.auditing import Report as Report
 from galnb.phantom.auditing import audit as audit
+
+_Histograms = namedtuple("_Histograms", "counts edges statistic p_value")
+_Probe = namedtuple("_Probe", "scores auc")
 
 
 def boundary_contrast(maps: torch.Tensor, footprint: torch.Tensor, *, width: float = 3) -> torch.Tensor:
@@ -21,12 +25,11 @@ def boundary_contrast(maps: torch.Tensor, footprint: torch.Tensor, *, width: flo
 
     maps: (B, C, H, W) relevance; channels are added up, then magnitudes count.
     footprint: (B, 1, H, W) bool, True on image data.
-    width: half width of the band on the edge, px, > 0; the flanks lie `width` to 3 `width` px away.
+    width: half width of the band on the edge, px, >= 0.5; the flanks lie `width` to 3 `width` px away.
     Returns (B,): mean in the band / mean of both flanks; 1 = no boundary; NaN without an edge or relevance.
     The flanks weigh the same: a steady rise towards the galaxy cancels.
     """
-    if not width > 0:
-        raise ValueError(f"width={width}: expected a positive number of pixels")
+    at_least(0.5, width=width)
     relevance, distance = _magnitudes(maps, footprint), _signed_distance(footprint)
     away = distance.abs()
     flank = (away > width) & (away <= 3 * width)
@@ -69,15 +72,6 @@ def interval(values: torch.Tensor, *, generator: torch.Generator) -> tuple[float
     return float(values.mean()), *map(float, found.confidence_interval)
 
 
-class _Histograms(NamedTuple):
-    """Counts (2, bins) of two regions, the edges (bins + 1,), and the two-sample test between them."""
-
-    counts: torch.Tensor
-    edges: torch.Tensor
-    statistic: float
-    p_value: float
-
-
 def background_histograms(
     image: torch.Tensor, boxes: tuple, *, bins: int = 32, spacing: int = 1
 ) -> _Histograms:
@@ -87,7 +81,8 @@ def background_histograms(
     bins: bins between the smallest and the largest value of both.
     spacing: pixels that enter the test lie this far apart. An enlarged image needs its factor of enlargement:
     its neighbours repeat each other, and a test that takes them for independent sees too much.
-    Kolmogorov-Smirnov test; Li et al. compare boxes of 20 x 20 px on an image enlarged to 256 px.
+    Returns counts (2, bins), edges (bins + 1,), statistic and p_value of the Kolmogorov-Smirnov test.
+    Li et al. compare boxes of 20 x 20 px on an image enlarged to 256 px.
     """
     at_least(1, bins=bins, spacing=spacing)
     if image.ndim != 3 or len(boxes) != 2:
@@ -103,37 +98,23 @@ def background_histograms(
     return _Histograms(counts, torch.from_numpy(edges), float(test.statistic), float(test.pvalue))
 
 
-class _Probe(NamedTuple):
-    """Logits (B,) per fill; per pair of fills the chance that the first scores higher on another image."""
-
-    scores: dict[str, torch.Tensor]
-    auc: dict[tuple[str, str], float]
-
-
 @torch.no_grad()
 def probe_fill(discriminator: torch.nn.Module, images: Mapping[str, torch.Tensor]) -> _Probe:
     """Score the same images with nothing changed but the fill.
 
     discriminator: is held in eval mode meanwhile; gets exactly the tensors given (for a GAN: `gan.prepare`).
     images: fill -> (B, C, H, W); `make_blends` with equal seeds gives equal geometry under every fill.
-    An AUC of 0.5 says that the discriminator does not care. ValueError for less than two fills of one shape.
+    Returns scores, fill -> logits (B,); and auc, pair of fills -> chance that the first scores higher on
+    another image, 0.5 if the discriminator does not care. ValueError for less than two fills of one shape.
     """
     shapes = {fill: tuple(getattr(tensor, "shape", ())) for fill, tensor in images.items()}
     if len(shapes) < 2 or len(set(shapes.values())) > 1 or any(0 in of or not of for of in shapes.values()):
         raise ValueError(f"got {shapes}; expected at least two fills of the same images (B, C, H, W)")
-    modes = [(module, module.training) for module in discriminator.modules()]
-    try:
-        discriminator.eval()
-        scores = {
-            fill: torch.cat(
-                [discriminator(part).reshape(len(part), -1).float().mean(1) for part in of.split(32)]
-            )
-            for fill, of in images.items()
-        }
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    scores, auc = {fill: values.cpu() for fill, values in scores.items()}, {}
+    scores, auc = {}, {}
+    with evaluating(discriminator):
+        for fill, given in images.items():
+            parts = [discriminator(part).reshape(len(part), -1).float().mean(1) for part in given.split(32)]
+            scores[fill] = torch.cat(parts).cpu()
     for first, second in combinations(scores, 2):
         above = stats.mannwhitneyu(scores[first].numpy(), scores[second].numpy()).statistic
         auc[first, second] = float(above / len(scores[first]) ** 2)
@@ -144,20 +125,17 @@ def _signed_distance(footprint: torch.Tensor) -> torch.Tensor:
     """Distance of each pixel (B, H, W) from the edge of the footprint, px: > 0 inside, inf if it has none."""
     distances = []
     for inside in footprint[:, 0].cpu().numpy():
-        if inside.all() or not inside.any():
-            distances.append(np.full(inside.shape, np.inf, np.float32))
-            continue
         near, far = (ndimage.distance_transform_edt(part) for part in (inside, ~inside))
-        distances.append(np.where(inside, near - 0.5, 0.5 - far))
+        edge = inside.any() and not inside.all()
+        distances.append(np.where(inside, near - 0.5, 0.5 - far) if edge else np.full(inside.shape, np.inf))
     return torch.from_numpy(np.stack(distances)).float()
 
 
 def _magnitudes(maps: torch.Tensor, footprint: torch.Tensor) -> torch.Tensor:
     """Add up the channels of maps, as magnitudes (B, H, W), once both are what they must be."""
-    if footprint.ndim != 4 or footprint.shape[1] != 1 or footprint.dtype != torch.bool:
-        given = f"{footprint.dtype} of shape {tuple(footprint.shape)}"
-        raise ValueError(f"footprint: got {given}; expected bool (B, 1, H, W), as blends.footprints[:, 1] is")
-    if maps.ndim != 4 or (maps.shape[0], *maps.shape[2:]) != (footprint.shape[0], *footprint.shape[2:]):
-        shapes = f"maps {tuple(maps.shape)} and footprint {tuple(footprint.shape)}"
-        raise ValueError(f"{shapes} do not match; expected (B, C, H, W) and (B, 1, H, W)")
+    if footprint.dtype != torch.bool or maps.ndim != 4 or footprint.shape != (len(maps), 1, *maps.shape[2:]):
+        raise ValueError(
+            f"got maps {tuple(maps.shape)} and a footprint {tuple(footprint.shape)} of {footprint.dtype}; "
+            "expected (B, C, H, W) and bool (B, 1, H, W), as blends.footprints[:, 1] is"
+        )
     return maps.detach().float().cpu().sum(1).abs()

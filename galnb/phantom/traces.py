@@ -1,11 +1,11 @@
-"""Traces of processing: what each is worth, and how they are measured in images and in relevance maps.
+"""Traces of processing: what each is worth, and how they are measured.
 
 Chapter 09, The phantom boundary.
 """
 
 import tomllib
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,20 +16,9 @@ from torch.nn import functional as F
 _QUIET = 0.05  # by hand: a quiet pixel differs from its neighbours by less than this part of the usual
 _RUN = 9  # by hand: quiet pixels in a row along the border that count as padding even one pixel wide
 _SIDE = 16  # by hand: pixels across a thumbnail
-_ANGLES = 24  # directions in which straight edges are sought, over 180 degrees
 
-
-class _Trace(NamedTuple):
-    """What is known of one trace: a table of `traces.toml`, which says what each field is."""
-
-    severity: float
-    why: str
-    text: str
-    fix: str
-    limit: float = 0.0
-    whole: str = ""
-
-
+# the fields of a table of traces.toml, which says what they are
+_Trace = namedtuple("_Trace", "severity why text fix limit whole unless", defaults=(0.0, "", ()))
 _TABLES = tomllib.loads(Path(__file__).with_name("traces.toml").read_text("utf-8"))
 TRACES = {kind: _Trace(**table) for kind, table in _TABLES.items()}
 
@@ -38,24 +27,24 @@ def measure(images: np.ndarray) -> dict[str, np.ndarray]:
     """Measure each image of a batch, relative to its own noise: one row per image.
 
     images: (B, C, H, W) float32, any range, at least 16 x 16 pixels.
-    Returns ``shape``; ``low``, ``high``, ``span``; shares of pixels ``bad`` (not finite), ``at_low``,
-    ``at_high``, ``padding`` (largest constant region at the border), ``constant`` (inside); ``seam`` and
-    ``mirror`` per axis (B, 2) with their places; ``smooth`` (noise of neighbours relative to that of pixels 3
-    apart: 1 for white noise); ``thumbnail`` (B, 256), unit length.
+    Returns measures named as in `TRACES`: shares of pixels, but ``seam`` and ``mirrored`` (B, 2), along both
+    axes, with their places, px; ``shape``, ``low``, ``high``, ``span``; ``smooth``: noise of neighbours over
+    that of pixels 3 apart, 1 for white noise; ``thumbnail`` (B, 256), unit length.
     """
     finite = np.isfinite(images)
     images = images if finite.all() else np.where(finite, images, 0)
-    grey = to_grey(images)
-    low, high = grey.min((1, 2)), grey.max((1, 2))
+    grey, bad = to_grey(images), 1 - finite.mean((1, 2, 3))
+    low, high = grey.min((1, 2), keepdims=True), grey.max((1, 2), keepdims=True)
+    span, top = (high - low)[:, 0, 0], (grey == high).mean((1, 2))
     along = [_lines(turned) for turned in (grey, np.ascontiguousarray(grey.transpose(0, 2, 1)))]
     seam, seam_at, mirror, mirror_at, smooth = (np.stack(pair, 1) for pair in zip(*along, strict=True))
     padding, constant = np.array([_areas(flat) for flat in quiet(grey)]).T
     return {
-        "shape": np.tile(images.shape[1:], (len(images), 1)), "bad": 1 - finite.mean((1, 2, 3)),
-        "low": images.min((1, 2, 3)), "high": images.max((1, 2, 3)), "span": high - low,
-        "at_low": (grey == low[:, None, None]).mean((1, 2)), "thumbnail": _thumbnails(grey),
-        "at_high": (grey == high[:, None, None]).mean((1, 2)), "padding": padding, "constant": constant,
-        "seam": seam, "seam_at": seam_at, "mirror": mirror, "mirror_at": mirror_at, "smooth": smooth.mean(1),
+        "blank": np.where(span > 0, bad, 1), "not finite": bad, "clipped": (grey == low).mean((1, 2)),
+        "padding": padding, "constant": constant, "saturated": np.where(top < 0.5, top, 0),
+        "seam": seam, "seam at": seam_at, "mirrored": 1 - mirror, "mirrored at": mirror_at,
+        "shape": np.tile(images.shape[1:], (len(images), 1)), "span": span, "smooth": smooth.mean(1),
+        "low": images.min((1, 2, 3)), "high": images.max((1, 2, 3)), "thumbnail": _thumbnails(grey),
     }  # fmt: skip
 
 
@@ -86,9 +75,8 @@ def regions(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Label the connected regions of (H, W): labels, area of each in px, and whether it meets the border."""
     labels, count = ndimage.label(flat)
     edges = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    areas, touching = np.bincount(labels.ravel(), minlength=count + 1), np.zeros(count + 1, bool)
-    touching[edges] = True
-    return labels, areas[1:], touching[1:]
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    return labels, areas, np.isin(np.arange(count) + 1, edges)
 
 
 def _areas(flat: np.ndarray) -> tuple[float, float]:
@@ -139,39 +127,6 @@ def _thumbnails(grey: np.ndarray) -> np.ndarray:
     return np.divide(scaled, length, out=np.zeros_like(scaled), where=length > 0).astype(np.float16)
 
 
-def straight_edges(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Look for straight lines where no galaxy is, from the maps alone.
-
-    maps: (B, C, H, W) relevance, at least 32 px; channels are added up. ValueError for other shapes.
-    Returns strength (B,) of the straightest line in each map, and its angle (B,) in degrees.
-    The logarithm of each map, less its local mean, is averaged along lines in 24 directions outside a central
-    disc of half the width; the strength is the largest average, in units of the typical one of that map.
-    Which strength means a frame depends on the network: take the 99th percentile of maps known to have none.
-    """
-    if maps.ndim != 4 or min(maps.shape[-2:]) < 32:
-        raise ValueError(f"maps: got shape {tuple(maps.shape)}, expected (B, C, H, W) of at least 32 x 32 px")
-    relevance = maps.detach().float().cpu().sum(1, keepdim=True).abs()
-    floor = relevance.flatten(1).quantile(0.05, 1)[:, None, None, None] + 1e-12 * relevance.amax()
-    detail = (relevance + floor + 1e-30).log()
-    detail = detail - F.avg_pool2d(detail, 9, 1, 4, count_include_pad=False)
-    detail = detail - _grid(detail)
-    y, x = (torch.linspace(-1, 1, side) for side in maps.shape[-2:])
-    outside = ((y[:, None] ** 2 + x**2) > 0.25).float()[None, None]
-    outside[..., [0, 1, -2, -1], :] = outside[..., [0, 1, -2, -1]] = 0  # there the network pads by itself
-    strongest = []
-    for angle in torch.arange(_ANGLES) * (torch.pi / _ANGLES):
-        turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).view(1, 2, 2)
-        grid = F.affine_grid(F.pad(turn, (0, 1)), [1, 1, *maps.shape[-2:]], align_corners=False)
-        length = F.grid_sample(outside, grid, align_corners=False).sum(2)
-        turned = F.grid_sample(detail * outside, grid.expand(len(maps), -1, -1, -1), align_corners=False)
-        line = turned.sum(2) / length.clamp_min(1).sqrt()
-        strongest.append(torch.where(length >= maps.shape[-2] / 4, line, 0)[:, 0])
-    lines = torch.stack(strongest, 1)  # (B, angles, offsets)
-    usual = lines.abs().flatten(1).quantile(0.5, 1).clamp_min(1e-12) / 0.6745
-    strength, at = (lines.flatten(1) / usual[:, None]).max(1)
-    return strength, 180 - (at // lines.shape[2]) * (180 / _ANGLES)
-
-
 def alike(thumbnails: np.ndarray, least: float) -> list[tuple[int, int]]:
     """Find pairs of nearest neighbours among thumbnails (N, D) of unit length, the most alike first.
 
@@ -179,26 +134,15 @@ def alike(thumbnails: np.ndarray, least: float) -> list[tuple[int, int]]:
     Along 12 principal axes no points move apart: a tree finds what is near there, the whole rows decide.
     """
     known = np.flatnonzero(thumbnails.any(1))
-    if len(known) < 2:
+    if not len(known):
         return []
-    sample = thumbnails[known[:: max(1, len(known) // 2048)]].astype(np.float32)
-    axes = np.linalg.svd(sample - sample.mean(0), full_matrices=False)[2][:12]
-    parts = np.array_split(known, 64)  # bounded memory
-    points = np.concatenate([thumbnails[part].astype(np.float32) @ axes.T for part in parts])
-    reach = np.sqrt(2 - 2 * least)
-    near = cKDTree(points).query(points, k=min(3, len(known)), distance_upper_bound=reach)[1]
-    first, place = np.nonzero(near < len(known))
-    pairs = np.unique(np.sort(np.stack([known[first], known[near[first, place]]], 1), 1), axis=0)
-    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    match = np.array([thumbnails[a].astype(np.float32) @ thumbnails[b].astype(np.float32) for a, b in pairs])
+    rows = thumbnails[known].astype(np.float32)
+    sample = rows[:: max(1, len(rows) // 2048)]
+    points = rows @ np.linalg.svd(sample - sample.mean(0), full_matrices=False)[2][:12].T
+    near = cKDTree(points).query(points, k=3, distance_upper_bound=np.sqrt(2 - 2 * least))[1]
+    first, place = np.nonzero(near < len(rows))
+    pairs = np.unique(np.sort(np.stack([first, near[first, place]], 1)), axis=0)
+    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+    match = np.array([rows[a] @ rows[b] for a, b in pairs])
     order = np.argsort(-match, kind="stable")[: int((match > least).sum())]
-    return [(int(a), int(b)) for a, b in pairs[order]]
-
-
-def _grid(detail: torch.Tensor, period: int = 16) -> torch.Tensor:
-    """Return the grid that strided convolutions print on every map: the mean pattern of all, repeated."""
-    mean = detail.mean(0, keepdim=True)
-    high, wide = (-(-side // period) * period for side in mean.shape[-2:])
-    whole = F.pad(mean, (0, wide - mean.shape[-1], 0, high - mean.shape[-2]), value=torch.nan)
-    cell = whole.unflatten(3, (-1, period)).unflatten(2, (-1, period)).nanmean((2, 4))
-    return cell.repeat(1, 1, high // period, wide // period)[..., : mean.shape[-2], : mean.shape[-1]]
+    return [(int(a), int(b)) for a, b in known[pairs[order]]]
