@@ -12,15 +12,18 @@ import json
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from galnb import __version__, evaluation, notebook
+from galnb import __version__, evaluation, images, notebook
 from galnb.files import write_atomically
 from galnb.gans import deblender
+from galnb.relevance import polarized_relevance
 from galnb.training import Checkpoint, load_checkpoint, shipped
 from galnb.training.checkpoints import shipped_names
 
 RECORD = notebook.RECORDS / "judges.json"
 COUNT = 300  # blends: every held-out galaxy comes first once
+MAPS = 100  # held-out galaxies, uncut, whose maps are searched for the network's own frame
 
 
 def figures_of(checkpoint: Checkpoint, folder: Path, *, count: int = COUNT) -> dict:
@@ -33,12 +36,31 @@ def figures_of(checkpoint: Checkpoint, folder: Path, *, count: int = COUNT) -> d
     return evaluation.judge_figures(checkpoint.gan, blends.galaxies, drawn)
 
 
+def border_mass(judge: nn.Module, given: torch.Tensor) -> dict[str, float]:
+    """Return the share of the paper's maps, both signs together, in the outer two pixels at each side.
+
+    given: (B, C, H, W) as the judge takes them, and without any frame of their own. Medians over the images
+    whose maps are not empty; even maps would have 2 / W at a side, so more is the network's own frame.
+    """
+    maps = polarized_relevance(judge, given)
+    mass = sum(maps.per_pixel()).squeeze(1)
+    total = mass.sum((1, 2))
+    mass = mass[total > 0] / total[total > 0, None, None]
+    sides = {"left": mass[..., :2], "right": mass[..., -2:], "top": mass[:, :2], "bottom": mass[:, -2:]}
+    return {side: float(part.sum((1, 2)).median()) for side, part in sides.items()}
+
+
 def measure(name: str, folder: Path, *, count: int = COUNT) -> dict:
-    """Return the figures of one shipped judge, with the hash of its weights and the rule of its blends."""
+    """Return the figures of one shipped judge, its border mass, the hash of its weights and its rule."""
     checkpoint = load_checkpoint(name)
-    digest = hashlib.sha256(shipped(name).read_bytes()).hexdigest()
+    gan, digest = checkpoint.gan, hashlib.sha256(shipped(name).read_bytes()).hexdigest()
     rule = checkpoint.experiment.get("rule", "max")
-    return {"sha256": digest, "rule": rule, **figures_of(checkpoint, folder, count=count)}
+    whole = images.galaxy_zoo(folder, split="test", size=80, crop=240, limit=min(count, MAPS)).pixels
+    border = {
+        "kernel": gan.config.discriminator_kernel,
+        "border_mass": border_mass(gan.discriminator, gan.prepare(whole)),
+    }
+    return {"sha256": digest, "rule": rule, **border, **figures_of(checkpoint, folder, count=count)}
 
 
 def main() -> None:
