@@ -1,10 +1,10 @@
 """Put the checkpoints of a finished run into the package: `python -m book.ship RUN_FOLDER NAME`.
 
 Weights are stored in half precision, each stage as `NAME@STAGE`, the last one as `NAME`; with `--eight-bits`
-the generators of the earlier stages take half of that, as `save_checkpoint` says. `index.json` then holds
-the SHA-256 and the card of every file in `galnb/weights`, and `README.md` the same for people. Every stage
-of a deblender carries what its judge is worth on single held-out images: `--galaxyzoo FOLDER` measures it,
-and without these figures nothing is written.
+generators, of the earlier stages or of all, take half of that, as `save_checkpoint` says. `index.json` then
+holds the SHA-256 and the card of every file in `galnb/weights`, and `README.md` the same for people. Every
+stage of a deblender carries what its judge is worth on single held-out images: `--galaxyzoo FOLDER` measures
+it, and without these figures nothing is written.
 """
 
 import argparse
@@ -34,12 +34,12 @@ def ship(
     name: str,
     stages: list[str],
     metrics: dict,
-    earlier: torch.dtype,
+    earlier: torch.dtype = torch.float16,
+    last: torch.dtype = torch.float16,
     *,
     galaxyzoo: Path | None = None,
 ) -> list[Path]:
-    """Convert the last stage of a run to half precision, the earlier ones as told, and write them into the
-    package.
+    """Convert the stages of a run, stored as told, and write them into the package.
 
     galaxyzoo: folder of Galaxy Zoo images, on whose held-out part the judges of deblenders are measured. A
         `ValueError` names the stage of a deblender that has no figures; then no file is written.
@@ -58,7 +58,7 @@ def ship(
             experiment=checkpoint.experiment,
             step=checkpoint.step,
             metrics=known[stage],
-            dtype=torch.float16 if stage == stages[-1] else earlier,
+            dtype=last if stage == stages[-1] else earlier,
         )
         if target.stat().st_size > LARGEST:
             raise ValueError(f"{target} has {target.stat().st_size / 2**20:.1f} MiB; at most 6 are shipped")
@@ -167,12 +167,14 @@ def main() -> None:
     parser.add_argument("--stages", default="early,middle,final")
     parser.add_argument("--metrics", type=json.loads, default={}, help="JSON to keep with the final stage")
     parser.add_argument("--galaxyzoo", type=Path, help="images whose last 300 measure a deblender's judge")
-    parser.add_argument("--eight-bits", action="store_true", help="earlier stages: generator in 8 bits")
+    parser.add_argument(
+        "--eight-bits", choices=("earlier", "all"), help="stages whose generator takes 8 bits"
+    )
     chosen = parser.parse_args()
     if chosen.folder:
-        earlier = torch.int8 if chosen.eight_bits else torch.float16
-        stages = chosen.stages.split(",")
-        ship(chosen.folder, chosen.name, stages, chosen.metrics, earlier, galaxyzoo=chosen.galaxyzoo)
+        kinds = {None: (torch.float16,) * 2, "earlier": (torch.int8, torch.float16), "all": (torch.int8,) * 2}
+        stages, kept = chosen.stages.split(","), kinds[chosen.eight_bits]
+        ship(chosen.folder, chosen.name, stages, chosen.metrics, *kept, galaxyzoo=chosen.galaxyzoo)
     write_index()
 
 

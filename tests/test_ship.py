@@ -69,6 +69,13 @@ def test_a_deblender_without_figures_is_refused_before_anything_is_written(run):
     assert load_checkpoint(path).metrics == complete
 
 
+def test_the_last_stage_takes_eight_bits_only_where_told(run):
+    complete = {"judge": dict.fromkeys(ship.FIGURES, 0)}
+    for last, bits in ((torch.float16, 16), (torch.int8, 8)):
+        (path,) = ship.ship(run, "tiny", ["final"], complete, torch.int8, last)
+        assert ship.card(path)["generator_bits"] == bits
+
+
 def test_other_gans_need_no_judge(tmp_path, monkeypatch):
     gan = load_checkpoint("radio-plain").gan
     monkeypatch.setattr(ship, "WEIGHTS", tmp_path / "weights")
