@@ -215,6 +215,15 @@ def classify_shipped(point: dict) -> dict:
     return train_and_score(real, made, drawn, network=point["network"], seed=seed)
 
 
+def roughness(curve: list[float]) -> float:
+    """Measure how much a curve jumps: root mean square of its second differences / sqrt(6).
+
+    A straight climb has none; independent noise of standard deviation s around it has s.
+    """
+    second = torch.tensor(curve, dtype=torch.float64).diff(n=2)
+    return (second.square().mean() / 6).sqrt().item()
+
+
 def scan(point: dict) -> dict:
     """Train a classifier at one learning rate and keep its curve on the validation images."""
     rate, seed = point["learning_rate"], point["seed"]
@@ -223,7 +232,7 @@ def scan(point: dict) -> dict:
     accuracy = [entry["accuracy"] for entry in curve]
     return {
         "curve": curve,
-        "roughness": classifiers.roughness(accuracy),
+        "roughness": roughness(accuracy),
         "best": max(accuracy),
         "last": accuracy[-1],
     }

@@ -14,15 +14,15 @@ from galnb.blending.batches import labelled_batches
 from galnb.images import RADIO_CLASSES, check_images
 
 
-def _fully_connected(size: int = 64, *, relu_on_logits: bool = False) -> nn.Sequential:
+def _fully_connected(size: int = 64) -> nn.Sequential:
     """Four layers of 250, blind to which pixels are neighbours; at 128 px 4.29 million weights."""
     layers: list[nn.Module] = [nn.Flatten()]
     for before in (size**2, 250, 250, 250):
         layers += [nn.Linear(before, 250), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, nn.Linear(250, len(RADIO_CLASSES)), *[nn.ReLU()] * relu_on_logits)
+    return nn.Sequential(*layers, nn.Linear(250, len(RADIO_CLASSES)))
 
 
-def _convolutional(size: int = 64, *, relu_on_logits: bool = False) -> nn.Sequential:
+def _convolutional(size: int = 64) -> nn.Sequential:
     """Five convolutions and two layers; at 128 px 107 thousand weights, as published."""
     if size < 32 or size % 16:
         raise ValueError(f"size is {size}; expected a multiple of 16 from 32 on")
@@ -33,7 +33,7 @@ def _convolutional(size: int = 64, *, relu_on_logits: bool = False) -> nn.Sequen
         before = after
     layers += [nn.Conv2d(before, 16, 2), nn.LeakyReLU(0.2), nn.Flatten()]
     layers += [nn.Linear(16 * (side - 1) ** 2, 100), nn.LeakyReLU(0.2), nn.Linear(100, len(RADIO_CLASSES))]
-    return nn.Sequential(*layers, *[nn.ReLU()] * relu_on_logits)
+    return nn.Sequential(*layers)
 
 
 CLASSIFIERS = {"FCN": _fully_connected, "CNN": _convolutional}
@@ -45,10 +45,8 @@ class ClassifierConfig:
 
     network: key of `CLASSIFIERS`.
     steps, batch_size: steps of Adam, images per step (published batch: 250).
-    learning_rate: its step size (published: 1e-4).
+    learning_rate: of Adam (published: 1e-4).
     balanced: weigh each class by the inverse of its frequency (published for real images alone).
-    relu_on_logits: as published, a ReLU after the last layer; a class whose logit falls below 0 stops
-        learning.
     every: steps between two looks at the validation images.
     seed: first weights and batches.
     """
@@ -58,15 +56,12 @@ class ClassifierConfig:
     batch_size: int = 64
     learning_rate: float = 1e-3
     balanced: bool = True
-    relu_on_logits: bool = False
     every: int = 20
     seed: int = 0
 
     def __post_init__(self):
         checks.one_of("network", self.network, CLASSIFIERS)
         checks.at_least(1, steps=self.steps, batch_size=self.batch_size, every=self.every)
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: expected more than 0, such as 1e-3")
 
 
 def train_classifier(
@@ -79,19 +74,17 @@ def train_classifier(
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Train a classifier on images that are turned and mirrored at random.
 
-    images, labels: (B, 1, H, W) in [0, 1], larger than `size` where no corner shall be empty after turning;
-        (B,).
+    images, labels: (B, 1, H, W) in [0, 1], better larger than `size`, to turn without empty corners; (B,).
     validation: images (N, 1, size, size) and labels (N,); nothing is learned or chosen by them.
     size: side of what the network sees, px.
     Returns the network in eval mode, which takes images in [-1, 1], and a curve of ``step``, ``loss`` (of the
     batch), ``accuracy`` and ``brier`` (of the validation images).
     """
-    check_images(images)
-    images = images.float()
+    images = check_images(images)
     batches = labelled_batches(images, labels, batch_size=config.batch_size, seed=config.seed, size=size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = CLASSIFIERS[config.network](size, relu_on_logits=config.relu_on_logits)
+        network = CLASSIFIERS[config.network](size)
     counts = torch.bincount(labels, minlength=len(RADIO_CLASSES)).clamp_min(1)
     weight = len(labels) / (len(counts) * counts) if config.balanced else None
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
@@ -104,8 +97,8 @@ def train_classifier(
         optimizer.step()
         if (step + 1) % config.every == 0 or step + 1 == config.steps:
             found = scores(network, *validation)
-            known = {"accuracy": found["accuracy"], "brier": found["brier"]}
-            curve.append({"step": step + 1, "loss": loss.item(), **known})
+            known = {name: found[name] for name in ("accuracy", "brier")}
+            curve.append({"step": step + 1, "loss": loss.item()} | known)
     return network.eval(), curve
 
 
@@ -121,20 +114,8 @@ def scores(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> di
         raise ValueError(f"got {len(images)} images and labels {tuple(labels.shape)}; expected one each")
     chances = torch.cat([network(part.float() * 2 - 1).softmax(1) for part in images.split(256)])
     right = chances.argmax(1) == labels
-    truth = functional.one_hot(labels, chances.shape[1])
-    brier = (chances - truth).square().sum(1).mean().item()
-    found = {"accuracy": right.float().mean().item(), "brier": brier}
-    for index, name in enumerate(RADIO_CLASSES):
-        found[f"recall {name}"] = right[labels == index].float().mean().item()
-    return found
-
-
-def roughness(curve: list[float]) -> float:
-    """Measure how much a learning curve jumps: root mean square of its second differences / sqrt(6).
-
-    A straight climb has none; independent noise of standard deviation s around it has s.
-    """
-    if len(curve) < 3:
-        raise ValueError(f"got {len(curve)} points, expected at least 3")
-    second = torch.tensor(curve, dtype=torch.float64).diff(n=2)
-    return (second.square().mean() / 6).sqrt().item()
+    brier = (chances - functional.one_hot(labels, chances.shape[1])).square().sum(1).mean().item()
+    recall = {
+        f"recall {name}": right[labels == i].float().mean().item() for i, name in enumerate(RADIO_CLASSES)
+    }
+    return {"accuracy": right.float().mean().item(), "brier": brier, **recall}

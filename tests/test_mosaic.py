@@ -78,13 +78,12 @@ def test_turn_goes_from_x_to_y():
     assert abs((angle - field.catalogue["angle"][0] + 180) % 360 - 180) < 12
 
 
-def test_light_adds_or_the_larger_wins():
-    first = mosaic.compose(gaussian()[None], size=64, placements=1, generator=draw(), **ONE)
-    both = {}
-    for rule in mosaic._COMBINE:
-        twice = mosaic.compose(gaussian()[None], size=64, placements=2, generator=draw(), combine=rule, **ONE)
-        both[rule] = float(twice.image.sum() / first.image.sum())
-    assert both["add"] == pytest.approx(2, rel=0.01) and both["maximum"] < 1.5
+def test_light_adds():
+    first, twice = (
+        mosaic.compose(gaussian()[None], size=64, placements=count, generator=draw(), **ONE)
+        for count in (1, 2)
+    )
+    assert float(twice.image.sum() / first.image.sum()) == pytest.approx(2, rel=0.01)
 
 
 def test_no_frame_can_be_seen():
@@ -123,7 +122,7 @@ def test_same_seed_same_places_whatever_the_galaxies():
 
 def test_blank_placements_are_told_and_dark():
     galaxies = torch.cat([torch.full((2, 3, 64, 64), 0.01), gaussian()[None].repeat(6, 1, 1, 1)])
-    setting = {"size": 600, "placements": 400, "blanks": mosaic.blank(galaxies, 2)}
+    setting = {"size": 600, "placements": 400, "blanks": [0, 1]}
     rows = mosaic.compose(galaxies, generator=draw(), **setting).catalogue
     assert set(rows["source"][rows["blank"]]) == {0, 1}
     assert rows["blank"].mean() == pytest.approx(2 / 8, abs=0.07)  # 400 draws: three sigma
@@ -153,7 +152,6 @@ def test_field_stays_in_range_with_the_sky_asked_for():
         ({"scales": (0.5, 0.2)}, "scales"),
         ({"scales": 0.5}, "scales"),
         ({"generator": None}, "generator"),
-        ({"combine": "mean"}, "known are add, maximum"),
         ({"noise": -1.0}, "noise"),
         ({"blanks": [0]}, "got 0 galaxies"),
         ({"blanks": [1]}, "0 to 0"),
@@ -170,7 +168,7 @@ def test_bad_fields(change, words):
 
 @pytest.mark.parametrize("given", [torch.zeros(0, 3, 64, 64), torch.zeros(2, 1, 64, 64)])
 def test_bad_galaxies(given):
-    with pytest.raises(ValueError, match=r"no galaxies|colour"):
+    with pytest.raises(ValueError, match=r"none 0|colour"):
         mosaic.compose(given, size=100, placements=2, generator=draw())
 
 
@@ -209,16 +207,10 @@ def test_an_empty_stamp_has_no_light():
     assert (cut.light == 0).all() and (cut.radii == 0).all()
 
 
-def test_blank_stamps_are_the_blackest(generator):
-    galaxies = torch.stack([gaussian(peak=float(peak)) for peak in torch.linspace(1, 0.01, 12)])
-    order = torch.randperm(12, generator=generator)
-    assert sorted(order[stamps.blank(galaxies[order], 3)].tolist()) == [9, 10, 11]
-
-
 @pytest.mark.parametrize(
     ("images_given", "words"),
     [
-        (torch.zeros(0, 3, 64, 64), "no galaxies"),
+        (torch.zeros(0, 3, 64, 64), "none 0"),
         (torch.zeros(2, 1, 64, 64), "3 channels"),
         (torch.zeros(2, 3, 64, 32), "square"),
         (torch.zeros(2, 3, 8, 8), "16 px"),
@@ -230,12 +222,6 @@ def test_bad_stamps(images_given, words):
         stamps.cut_out(images_given)
 
 
-@pytest.mark.parametrize("sigmas", [-1, torch.nan, torch.inf])
-def test_bad_sigmas(sigmas):
-    with pytest.raises(ValueError, match=r"sigmas is .*; expected a finite number"):
-        stamps.cut_out(torch.zeros(2, 3, 64, 64), sigmas=sigmas)
-
-
 def test_of_equal_regions_one_is_kept():
     above = np.zeros((3, 8, 8), bool)
     above[:2, 1, 1:3] = above[:2, 5, 4:6] = True  # alike in the first image, unlike in the second
@@ -245,24 +231,6 @@ def test_of_equal_regions_one_is_kept():
     assert kept.sum((1, 2)).tolist() == [2, 2, 0] and not (kept & ~above).any()
     assert kept[0, 1, 1:3].all() and kept[1, 5, 4:6].all()
     assert (stamps._heaviest_region(above[:1] & kept[:1], np.zeros((1, 8, 8))) == kept[:1]).all()
-
-
-def test_equally_black_stamps_keep_their_order():
-    galaxies = torch.zeros(300, 3, 16, 16)
-    galaxies[::2] = 0.5
-    wanted = [*range(1, 300, 2), *range(0, 300, 2)]
-    assert stamps.blank(galaxies, 300).tolist() == wanted
-
-
-@pytest.mark.parametrize("count", [2.5, 0, True, None])
-def test_a_count_of_blank_stamps_is_a_whole_number(count):
-    with pytest.raises(ValueError, match="whole number of at least 1"):
-        stamps.blank(torch.zeros(2, 3, 64, 64), count)
-
-
-def test_more_blank_stamps_than_there_are():
-    with pytest.raises(ValueError, match="got 2 stamps to choose 3"):
-        stamps.blank(torch.zeros(2, 3, 64, 64), 3)
 
 
 def catalogue(places, **columns):
@@ -279,7 +247,7 @@ def test_match_is_one_to_one_and_nearest_first():
     seen = catalogue([(1, 0), (2, 0), (50, 50), (11, 0)])
     agreed = mosaic.match(true, seen, radius=5)
     assert isinstance(agreed, mosaic.Match)
-    assert agreed.pairs.tolist() == [[0, 0], [1, 3]] and agreed.distances.tolist() == [1, 1]
+    assert agreed.pairs.tolist() == [[0, 0], [1, 3]]
     assert agreed.found.tolist() == [True, True, False], "blank space is nothing to find"
     assert agreed.real.tolist() == [True, False, False, True]
 
@@ -315,6 +283,16 @@ def test_match_needs_places():
 def chapter(*ids):
     """Return the names of folded cells of chapter 14."""
     return namespace("14_mosaic", *ids, np=np, torch=torch)
+
+
+def test_blank_stamps_are_the_blackest_and_equal_ones_keep_their_order(generator):
+    blackest = chapter("blackest")["blackest"]
+    galaxies = torch.stack([gaussian(peak=float(peak)) for peak in torch.linspace(1, 0.01, 12)])
+    order = torch.randperm(12, generator=generator)
+    assert sorted(order[blackest(galaxies[order], 3)].tolist()) == [9, 10, 11]
+    galaxies = torch.zeros(300, 3, 16, 16)
+    galaxies[::2] = 0.5
+    assert blackest(galaxies, 300).tolist() == [*range(1, 300, 2), *range(0, 300, 2)]
 
 
 def test_separation_of_known_pairs():
@@ -384,14 +362,12 @@ def test_stamps_of_another_precision(kind):
     setting = {"size": 100, "placements": 3}
     one, two = (mosaic.compose(x, generator=draw(), **setting) for x in (exact, exact.to(kind)))
     assert torch.allclose(one.image, two.image, atol=1e-6)
-    assert mosaic.blank(exact.to(kind), 3).tolist() == mosaic.blank(exact, 3).tolist()
 
 
 def test_what_is_no_stamp_is_named():
     found = images.ImageSet(torch.zeros(2, 3, 32, 32), ("a", "b"), "nowhere")
-    for call in (mosaic.cut_out, lambda x: mosaic.blank(x, 1)):
-        with pytest.raises(ValueError, match="got ImageSet"):
-            call(found)
+    with pytest.raises(ValueError, match="got ImageSet"):
+        mosaic.cut_out(found)
     with pytest.raises(ValueError, match="generator is 0"):
         mosaic.compose(torch.zeros(2, 3, 32, 32), size=64, placements=1, generator=0)
 

@@ -63,3 +63,10 @@ def test_resampled_scores_draw_without_repeats():
     assert few > many > 0  # fewer images, larger score
     with pytest.raises(ValueError, match="got 40 and 40 images; expected at least 41"):
         radio_study.resampled_scores(counts, counts, count=41, generator=generator)
+
+
+def test_roughness_is_the_noise_of_a_curve_and_blind_to_its_slope():
+    assert radio_study.roughness([0.1, 0.2, 0.3, 0.4]) == pytest.approx(0, abs=1e-9)
+    noise = torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.05
+    climb = torch.linspace(0, 3, 20_000, dtype=torch.float64)
+    assert radio_study.roughness((climb + noise).tolist()) == pytest.approx(0.05, rel=0.03)

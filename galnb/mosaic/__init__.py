@@ -5,21 +5,19 @@ Chapter 14, A sky of new galaxies. Places are (x, y) in px of the field, (0, 0) 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
-from torch.nn import functional
+from torch.nn import functional as F
 
 from galnb import checks
-from galnb.mosaic.stamps import CutOut, blank, check_stamps, cut_out  # noqa: F401 (blank: for pages)
+from galnb.mosaic.stamps import CutOut, check_stamps, cut_out
 
 _COLUMNS = np.dtype(
     [("x", "f8"), ("y", "f8"), ("radius", "f8"), ("flux", "f8"), ("source", "i4"), ("angle", "f8"),
      ("scale", "f8"), ("blank", "?")]
 )  # fmt: skip
-_COMBINE = {"add": torch.add, "maximum": torch.maximum}
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,7 @@ class Mosaic:
     catalogue: structured, one row per placement: ``x``, ``y`` of the centre of the light; ``radius``:
         half-light radius, px; ``flux``: light above the sky, mean of the channels summed over pixels, before
         clipping; ``source``: index of the stamp; ``angle``: turn from x to y, degrees; ``scale``: side in the
-        field / side of the stamp; ``blank``: True for blank space, and for stamps in which nothing stands
-        out.
+        field / side of the stamp; ``blank``: True for blank space and where nothing stands out of a stamp.
     sky, noise: level and standard deviation of the sky in each channel.
     """
 
@@ -46,13 +43,10 @@ class Match:
     """Say which true galaxy is which detection.
 
     pairs: (K, 2), rows in the catalogue and among the detections, nearest pairs first.
-    distances: (K,), how far apart they are, px.
-    found, real: bool, of each row of the catalogue whether it was found, of each detection whether it is a
-        galaxy.
+    found, real: bool, whether each row of the catalogue was found, whether each detection is a galaxy.
     """
 
     pairs: np.ndarray
-    distances: np.ndarray
     found: np.ndarray
     real: np.ndarray
 
@@ -66,44 +60,46 @@ def compose(
     blanks: Sequence[int] | torch.Tensor = (),
     blank_share: float | None = None,
     scales: tuple[float, float] = (0.25, 1.0),
-    combine: str = "add",
     sky: float = 0.015,
     noise: float = 0.01,
 ) -> Mosaic:
     """Compose a wide field: galaxies at random places, turned at random, of random size, on one sky.
 
-    galaxies: (B, 3, S, S) in [0, 1], stamps of 16 px or more.
+    galaxies: (B, 3, S, S) in [0, 1], stamps of 16 px or more; their own sky stays behind (`cut_out`).
     size: side, or height and width, of the field, px; no placement may be larger.
     placements: how many times a stamp is placed.
     generator: CPU generator; fields of the same size, number of placements and seed have the same places,
         turns and sizes, whatever their galaxies.
-    blanks: indices of stamps that serve as blank space, such as `blank` chooses.
+    blanks: indices of stamps that serve as blank space.
     blank_share: share of the placements that they get; by default their share of the stamps.
     scales: smallest and largest scale; its logarithm is uniform between them.
-    combine: how light meets light: "add", as light does, or "maximum", as collages do.
     sky, noise: level and standard deviation of the sky; the defaults resemble Galaxy Zoo's at 64 px.
-    Stamps bring no sky along (`cut_out`): sky and noise are drawn once for the whole field, after the light,
-    so that neither jumps at a frame. A stamp is shrunk by whole halvings, then bilinearly by at most 2. The
-    values are those of stretched JPEG images; their sum is a picture's, not a photometer's.
+
+    Sky and noise are drawn once for the whole field, after the light, so that neither jumps at a frame. A
+    stamp is shrunk by whole halvings, then bilinearly. The values are those of stretched JPEG images; their
+    sum is a picture's, not a photometer's.
     """
     check_stamps(galaxies)
     checks.check_generator(generator)
-    size = _check_field(galaxies, size, placements, scales, combine, (sky, noise))
-    galaxy = _galaxies_but(blanks, len(galaxies))
-    if not galaxy.any() or not 0 <= (blank_share or 0) <= (0 if galaxy.all() else 1):
-        given = f"{int(galaxy.sum())} galaxies, {int((~galaxy).sum())} blank ones, blank_share {blank_share}"
-        wanted = "a galaxy at least, a share in [0, 1], blank stamps if it is above 0"
-        raise ValueError(f"got {given}; expected {wanted}")
+    height, width = _check_field(galaxies, size, placements, scales, sky, noise)
+    galaxy = torch.ones(len(galaxies), dtype=torch.bool)
+    rows = torch.as_tensor(blanks)
+    if rows.dtype == torch.bool or not set(rows.flatten().tolist()) <= set(range(len(galaxies))):
+        wanted = f"indices of stamps, 0 to {len(galaxies) - 1}; of a mask take mask.nonzero()[:, 0]"
+        raise ValueError(f"blanks is {blanks}; expected {wanted}")
+    galaxy[rows.long()] = False
     share = 1 - float(galaxy.float().mean()) if blank_share is None else blank_share
+    if not galaxy.any() or not 0 <= share <= min(1, len(galaxy) - galaxy.sum()):
+        given = f"{galaxy.sum()} galaxies of {len(galaxy)} stamps, blank_share {blank_share}"
+        raise ValueError(f"got {given}; expected a galaxy at least, a share in [0, 1], of blanks if above 0")
     cut = cut_out(galaxies)
-    catalogue = _place(cut, galaxy, share, size, placements, scales, generator)
-    image = torch.zeros(3, *size)
-    _add_light(image, cut.light, catalogue, _COMBINE[combine])
+    catalogue = _place(cut, galaxy, share, (height, width), placements, scales, generator)
+    image = torch.zeros(3, height, width)
+    _add_light(image, cut.light, catalogue)
     for band in image.split(256, dim=1):  # in place: a second field would cost as much as the first
         band.add_(torch.randn(band.shape, generator=generator), alpha=noise).add_(sky).clamp_(0, 1)
     turn = np.exp(1j * np.deg2rad(catalogue["angle"]))
-    offset = cut.centres.double().numpy()[catalogue["source"]]
-    shift = catalogue["scale"] * turn * (offset[:, 0] + 1j * offset[:, 1])
+    shift = catalogue["scale"] * turn * (cut.centres.double().numpy()[catalogue["source"]] @ (1, 1j))
     catalogue["x"] += shift.real
     catalogue["y"] += shift.imag
     return Mosaic(image, catalogue, sky, noise)
@@ -120,19 +116,17 @@ def match(catalogue: np.ndarray, detections: np.ndarray, *, radius: float | np.n
     if np.ndim(radius) > 1 or np.size(radius) not in (1, len(here)) or not np.all(np.asarray(radius) > 0):
         raise ValueError(f"radius is {radius}; expected a positive number of pixels, or one for each row")
     shown = ~catalogue["blank"].astype(bool) if "blank" in catalogue.dtype.names else np.ones(len(here), bool)
-    radius, candidates = np.broadcast_to(radius, len(here)), np.where(shown)[0]
-    near = cKDTree(here[candidates]).sparse_distance_matrix(
-        cKDTree(there), radius.max(initial=1), output_type="ndarray"
-    )
-    near = near[near["v"] <= radius[candidates[near["i"]]]]
+    reach = np.where(shown, radius, -1)
+    tree, largest = cKDTree(here), reach.max(initial=1)
+    near = tree.sparse_distance_matrix(cKDTree(there), largest, output_type="ndarray")
+    near = near[near["v"] <= reach[near["i"]]]
     near = near[np.argsort(near["v"], kind="stable")]
     found, real, rows = np.zeros(len(here), bool), np.zeros(len(there), bool), []
-    for row, (true, seen) in enumerate(zip(candidates[near["i"]].tolist(), near["j"].tolist(), strict=True)):
+    for row, (true, seen) in enumerate(zip(near["i"].tolist(), near["j"].tolist(), strict=True)):
         if not found[true] and not real[seen]:
             found[true] = real[seen] = True
             rows.append(row)
-    pairs = np.stack([candidates[near["i"][rows]], near["j"][rows]], 1)
-    return Match(pairs, near["v"][rows], found, real)
+    return Match(np.stack([near["i"][rows], near["j"][rows]], 1), found, real)
 
 
 def _places(table: np.ndarray) -> np.ndarray:
@@ -143,32 +137,18 @@ def _places(table: np.ndarray) -> np.ndarray:
     return np.stack([table["x"], table["y"]], 1).astype(float)
 
 
-def _galaxies_but(blanks, count: int) -> torch.Tensor:
-    rows = torch.as_tensor(blanks)
-    whole = not (rows.dtype == torch.bool or rows.is_floating_point())
-    if rows.numel() and not (whole and int(rows.min()) >= 0 and int(rows.max()) < count):
-        wanted = f"indices of stamps, 0 to {count - 1}; of a mask take mask.nonzero()[:, 0]"
-        raise ValueError(f"blanks is {blanks}; expected {wanted}")
-    galaxy = torch.ones(count, dtype=torch.bool)
-    galaxy[rows.long()] = False
-    return galaxy
-
-
-def _check_field(galaxies, size, placements, scales, combine, sky_and_noise) -> tuple[int, int]:
+def _check_field(galaxies, size, placements, scales, sky, noise) -> tuple[int, int]:
     size = tuple(size) if np.ndim(size) else (size, size)
-    whole = [isinstance(number, Integral) and number >= 1 for number in (*size, placements)]
-    if len(size) != 2 or not all(whole):
-        raise ValueError(f"got size {size} and {placements} placements; expected a field and at least one")
-    if np.shape(scales) != (2,) or not 0 < scales[0] <= scales[1]:
-        raise ValueError(f"got scales {scales}; expected two, 0 < smallest <= largest")
+    checks.at_least(0.0, sky=sky, noise=noise)
+    for side in size:
+        checks.at_least(1, size=side, placements=placements)
+    if len(size) != 2 or np.shape(scales) != (2,) or not 0 < scales[0] <= scales[1]:
+        raise ValueError(f"got size {size}, scales {scales}; expected height, width, 0 < smallest <= largest")
     largest = scales[1] * galaxies.shape[-1]
     if largest > min(size):
         cure = "take a larger field, smaller scales or smaller stamps"
         raise ValueError(f"stamps of up to {largest:.0f} px do not fit a field of {size} px; {cure}")
-    checks.one_of("combine", combine, _COMBINE)
-    if not (0 <= sky_and_noise[0] <= 1 and 0 <= sky_and_noise[1] <= 1):
-        raise ValueError(f"got sky and noise {sky_and_noise}; expected both in [0, 1]")
-    return int(size[0]), int(size[1])
+    return size
 
 
 def _place(cut: CutOut, galaxy, share, size, placements, scales, generator) -> np.ndarray:
@@ -188,13 +168,13 @@ def _place(cut: CutOut, galaxy, share, size, placements, scales, generator) -> n
     return catalogue
 
 
-def _add_light(image: torch.Tensor, light: torch.Tensor, catalogue: np.ndarray, combine) -> None:
+def _add_light(image: torch.Tensor, light: torch.Tensor, catalogue: np.ndarray) -> None:
     """Warp stamps to their places in batches of one box size, add them, and fill in the fluxes."""
     side, levels = light.shape[-1], [light]
     halvings = np.floor(-np.log2(catalogue["scale"]) + 1e-9).clip(0).astype(int)
     while len(levels) <= halvings.max() and levels[-1].shape[-1] >= 8:
         odd = levels[-1].shape[-1] % 2
-        levels.append(functional.avg_pool2d(functional.pad(levels[-1], (0, odd, 0, odd)), 2))
+        levels.append(F.avg_pool2d(F.pad(levels[-1], (0, odd, 0, odd)), 2))
     halvings = halvings.clip(max=len(levels) - 1)
     boxes = 8 * np.ceil((catalogue["scale"] * side + 2) / 8).astype(int)
     for box, level in np.unique(np.stack([boxes, halvings], 1), axis=0):
@@ -205,7 +185,7 @@ def _add_light(image: torch.Tensor, light: torch.Tensor, catalogue: np.ndarray, 
             for tile, (x, y) in zip(tiles, corners.tolist(), strict=True):
                 left, top = max(-x, 0), max(-y, 0)  # the box, not the light, may leave the field
                 patch = image[:, y + top : y + box, x + left : x + box]
-                combine(patch, tile[:, top : top + patch.shape[1], left : left + patch.shape[2]], out=patch)
+                patch += tile[:, top : top + patch.shape[1], left : left + patch.shape[2]]
 
 
 def _warp(stamps: torch.Tensor, side: int, level: int, rows: np.ndarray, box: int) -> tuple:
@@ -224,6 +204,6 @@ def _warp(stamps: torch.Tensor, side: int, level: int, rows: np.ndarray, box: in
     theta *= share
     theta[:, :, 2] += share - 1
     theta = torch.from_numpy(theta.astype(np.float32))
-    grid = functional.affine_grid(theta, (len(rows), 3, box, box), align_corners=False)
+    grid = F.affine_grid(theta, (len(rows), 3, box, box), align_corners=False)
     chosen = stamps[torch.from_numpy(rows["source"].astype(np.int64))]
-    return functional.grid_sample(chosen, grid, align_corners=False), corners
+    return F.grid_sample(chosen, grid, align_corners=False), corners

@@ -1,4 +1,4 @@
-"""Cut galaxies out of their stamps, without sky and without a frame, and choose the stamps that show none."""
+"""Cut galaxies out of their stamps, without sky and without a frame."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from galnb import checks
 from galnb.images import check_images
 
 
@@ -26,40 +25,23 @@ class CutOut:
     radii: torch.Tensor
 
 
-def blank(galaxies: torch.Tensor, count: int) -> torch.Tensor:
-    """Choose the stamps (B, C, H, W) that are nearly black: indices (count,), blackest first.
-
-    Black by the brightness that 1 % of the pixels exceed.
-    """
-    check_images(galaxies, name="galaxies")
-    checks.at_least(1, count=count)
-    if count > len(galaxies):
-        raise ValueError(f"got {len(galaxies)} stamps to choose {count} blank ones from; expected 1 or more")
-    brightest = galaxies.float().mean(1).flatten(1)
-    return brightest.kthvalue(max(1, round(0.99 * brightest.shape[1]))).values.argsort(stable=True)[:count]
-
-
-def cut_out(galaxies: torch.Tensor, *, sigmas: float = 3.0) -> CutOut:
+def cut_out(galaxies: torch.Tensor) -> CutOut:
     """Cut the central galaxy out of each stamp: subtract its sky, keep the light in a soft footprint.
 
     galaxies: (B, 3, S, S) in [0, 1], at least 16 px.
-    sigmas: the footprint is the connected region, of those above so many deviations of the smoothed sky, that
-        holds most light near the middle.
-    Sky and deviation are median and 1.4826 MAD of the outermost S/16 px, smoothed by 1.5 px for the latter.
-    The footprint is blurred, so that neither the stamp's sky nor its noise ends at a line, and falls to 0
-    within the circle that the stamp's frame encloses, so that no frame can be seen at any angle.
+
+    The footprint is the connected region, of those above 3 deviations of the smoothed sky, that holds most
+    light near the middle. Sky and deviation are median and 1.4826 MAD of the outermost S/16 px, smoothed by
+    1.5 px for the latter. The footprint is blurred, so that neither the stamp's sky nor its noise ends at a
+    line, and falls to 0 within the circle that the stamp's frame encloses, so that no frame can be seen.
     """
     check_stamps(galaxies)
-    if not 0 <= sigmas < np.inf:
-        raise ValueError(f"sigmas is {sigmas}; expected a finite number of at least 0, usually 3")
-    parts = [_cut(part.float().cpu(), sigmas) for part in galaxies.detach().split(256)]  # bounds the memory
+    parts = [_cut(part.float().cpu()) for part in galaxies.detach().split(256)]  # bounds the memory
     return CutOut(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def check_stamps(galaxies: torch.Tensor) -> None:
     """Refuse what is not a batch of square colour images (B, 3, S, S) of 16 px or more."""
-    if isinstance(galaxies, torch.Tensor) and galaxies.ndim == 4 and not len(galaxies):
-        raise ValueError("got no galaxies, expected at least one stamp")
     check_images(galaxies, name="galaxies")
     channels, height, width = galaxies.shape[1:]
     if channels != 3 or height != width or width < 16:
@@ -67,18 +49,17 @@ def check_stamps(galaxies: torch.Tensor) -> None:
         raise ValueError(f"got stamps of shape {(channels, height, width)}, expected {wanted}")
 
 
-def _cut(galaxies: torch.Tensor, sigmas: float) -> tuple[torch.Tensor, ...]:
+def _cut(galaxies: torch.Tensor) -> tuple[torch.Tensor, ...]:
     side = galaxies.shape[-1]
-    edge = torch.ones(side, side, dtype=torch.bool)
-    rim = side // 16
-    edge[rim:-rim, rim:-rim] = False
+    place = torch.arange(side) - (side - 1) / 2
+    far = place.abs() > side / 2 - side // 16
+    edge = far | far[:, None]
     light = galaxies - galaxies[..., edge].median(-1).values[..., None, None]
     smooth = torch.from_numpy(ndimage.gaussian_filter(light.mean(1).numpy(), (0, 1.5, 1.5)))
     sky = smooth[:, edge]
     level = sky.median(1).values[:, None]
     spread = (1.4826 * (sky - level).abs().median(1).values[:, None]).clamp_min(1 / 255)
-    above = smooth - level[..., None] > sigmas * spread[..., None]
-    place = torch.arange(side) - (side - 1) / 2
+    above = smooth - level[..., None] > 3 * spread[..., None]
     distance = torch.hypot(place[:, None], place)
     nearby = smooth.clamp_min(0) * torch.exp(-0.5 * (distance / (side / 8)) ** 2)
     core = _heaviest_region(above.numpy(), nearby.numpy())
