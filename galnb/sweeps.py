@@ -62,8 +62,8 @@ def sweep(
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{file.stem}-{_digest(code, point)[:16]}.json" for point in points]
     missing = {path: point for path, point in zip(paths, points, strict=True) if not path.exists()}
-    width = min(workers, len(missing) or 1)
-    with contextlib.nullcontext(executor.submit) if executor else _processes(width) as submit:
+    local = _processes(min(workers, len(missing) or 1))
+    with contextlib.nullcontext(executor.submit) if executor else local as submit:
         running = {submit(_run_point, task, point, path): path for path, point in missing.items()}
         ended = tqdm(futures.as_completed(running), total=len(running), unit="point", disable=not progress)
         try:
@@ -93,7 +93,8 @@ def dask_executor(scheduler: Any, *, timeout: float = 10.0) -> Iterator[futures.
 def _points(grid: Mapping[str, Sequence] | Sequence[Mapping]) -> list[_Point]:
     if isinstance(grid, Mapping):
         for name, values in grid.items():
-            if isinstance(values, str) or len(set(map(repr, values))) < len(values):  # 1, 1.0 and True differ
+            listed = isinstance(values, Sequence) and not isinstance(values, str)
+            if not listed or len(set(map(repr, values))) < len(values):  # 1, 1.0 and True differ
                 raise ValueError(f"{name} is {values!r}; expected a list without a value twice")
         grid = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if not any(grid):
@@ -111,10 +112,8 @@ def _found(task: _Task | str, points: Sequence[_Point]) -> tuple[_Task, Path]:
         file = Path(task).expanduser().resolve()
         papermill = optional("papermill", extra="book", purpose="a notebook as the task")
         known = set(papermill.inspect_notebook(str(file))) - {"out_dir"}  # that is ours to give
-        if unknown := set().union(*points) - known:
-            raise ValueError(
-                f"{file.name} has no parameter {sorted(unknown)} to vary; it has {sorted(known)}"
-            )
+        if unknown := sorted(set().union(*points) - known):
+            raise ValueError(f"{file.name} has no parameter {unknown} to vary; it has {sorted(known)}")
         return file, file
     if isinstance(task, str):
         try:
@@ -210,7 +209,7 @@ def _share_cores(workers: int) -> None:
 
 
 def _run_notebook(notebook: Path, point: _Point, folder: Path) -> _Point:
-    """Run a copy of a notebook in a folder of its own; return what it recorded."""
+    """Run a copy in a folder of its own; return what it recorded."""
     import papermill
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -126,6 +126,7 @@ def test_expand_is_the_product_of_the_values():
         ({}, "at least one value"),
         ([], "at least one value"),
         ({"sigma": "0,1"}, "expected a list"),
+        ({"sigma": 1}, "expected a list"),
         ({"sigma": [0, 1, 0]}, "twice"),
         ({"sigma": [float("nan")]}, "finite"),
         ({"sigma": [{1}]}, "expected a finite number, a text"),
