@@ -29,9 +29,8 @@ def hubble_deep_field(
     isolated: drop stamps in which other sources hold more than a quarter of the light of the central one.
     limit: keep only the brightest so many.
 
-    Returns the brightest first; names `hdf_<x>_<y>` are field positions. `record` says how many sources were
-    found, how many were dropped and for what, how many remain, and the sky's level and noise. Stars are told
-    by their diffraction cross; a point source with faint arms, perhaps a quasar, stays in.
+    Returns the brightest first; names `hdf_<x>_<y>` are field positions; `record` counts the sources found,
+    dropped and why, and remaining. Stars are told by their diffraction cross; one with faint arms stays in.
     """
     at_least(1, size=size, crop=crop, limit=1 if limit is None else limit)
     from skimage import data

@@ -1,7 +1,7 @@
 """What an image of the book is: floats in `[0, 1]`, with a check at every door, and where its sky lies.
 
 Chapter 01, Galaxies as pixels. Each estimator of the sky has its use: clipping needs a field of mostly sky,
-the ring a stamp whose galaxy ends before its edge; patches tell noise from a neighbour at the border.
+the ring a stamp whose galaxy ends before its edge; patches leave out a neighbour at the border.
 """
 
 from dataclasses import dataclass, field
@@ -117,10 +117,7 @@ def ring_level(images: torch.Tensor) -> torch.Tensor:
 
 
 def border_patches(images: torch.Tensor) -> torch.Tensor:
-    """Cut out the darkest patches along the border of (K, C, H, W): (K, C, PATCHES, p, p), p = side / 8.
-
-    Images below 32 px are a ValueError.
-    """
+    """Cut the darkest patches, side p = 1/8, out of the border of (K, C, H, W): (K, C, PATCHES, p, p)."""
     p = min(images.shape[-2:]) // 8
     if p < 4:
         raise ValueError(f"got images of {tuple(images.shape[-2:])} px, the sky needs at least 32 x 32")

@@ -1,7 +1,6 @@
 """Open image files, the only place that does: pictures, folders, zip archives, FITS, HDF5 and uploads.
 
-Chapters 01 (Galaxies as pixels), 08 (The explorer) and 09 (The phantom boundary). A file is opened, read and
-closed: systems allow some hundred open ones.
+Chapters 01, 08 and 09. A file is opened, read and closed: systems allow some hundred open ones.
 """
 
 import io
@@ -45,7 +44,7 @@ def _first_words(error: Exception) -> str:
 def listing(root: str | Path, endings: tuple[str, ...]) -> dict[str, Callable[[], bytes]]:
     """Map the path of each file in a folder or zip, hidden ones aside, to a function that reads its bytes.
 
-    endings: of the names, in lower case. It is a FileNotFoundError that there is none.
+    endings: of the names, in lower case; a FileNotFoundError if there is none such.
     """
     root = Path(root)
     if root.is_dir():
@@ -129,9 +128,7 @@ def open_stack(source) -> tuple[dict[str, Callable[[], np.ndarray]], dict[str, s
     """Find all images of a source, to read them one by one.
 
     source: folder of JPEG, PNG or FITS files (subfolders too, hidden ones aside), one such file or an HDF5
-    file, or values (B, C, H, W). 8- and 16-bit pictures are divided by their largest possible value; all
-    other numbers stay as they are.
-
+        file, or values (B, C, H, W). Pictures are divided by 255 or 65535; all other numbers stay.
     Returns name -> function that reads the image, (C, H, W) float32, a ValueError if it cannot be read; and
     name -> why, of files that cannot be opened or hold no image. FileNotFoundError if there is no file.
     """

@@ -43,10 +43,8 @@ def galaxy_zoo(
     dtype: float32 in [0, 1], or torch.uint8 in 0..255, a quarter of the memory: 1,400 frames take 0.8 GB.
 
     Returns RGB sorted by path; names are those of the files, without ending, or their paths where two would
-    be equal. Labels come from a `labels.csv` (columns galaxy_id, group) beside the images, if there is one;
-    a label that is missing is a ValueError. FileNotFoundError if there is no image; a ValueError names the
-    file that is damaged, no image or smaller than the crop.
-
+    be equal; labels come from a `labels.csv` (columns galaxy_id, group) beside the images, if there is one.
+    FileNotFoundError without images; a ValueError names the file that is damaged, too small, or has no label.
     Lintott et al. 2008, MNRAS 389, 1179; crop and scale of Reiman & Goehre 2019, MNRAS 485, 2617.
     """
     at_least(1, size=size, crop=crop, limit=1 if limit is None else limit)
@@ -84,24 +82,19 @@ def _labels(files: dict[str, Callable[[], bytes]], names: Sequence[str]) -> tupl
             is_file = name not in known and name.lower().endswith(readers.PICTURES)
             groups[name.rpartition(".")[0] if is_file else name] |= {group} - {""}
         if wrong := [name for name in names if len(groups[name]) != 1]:
-            said = f"{len(wrong)} of {len(names)} images, such as {wrong[0]}"
-            raise ValueError(f"{said}, have no group or more than one")
+            raise ValueError(f"no group or more than one for {', '.join(wrong[:3])}; {len(wrong)} in all")
     return tuple(groups[name].pop() for name in names)
 
 
 def first_radio(*, split: str = "train", size: int = 128, limit: int | None = None) -> ImageSet:
-    """Read FIRST radio galaxies from the archive inside the installed `firstgalaxydata` package.
-
-    The package is located, not imported: importing it would pull in torchvision and h5py. Its images
-    are published with the noise clipped: their sky is exactly 0.
+    """Read FIRST radio galaxies from the archive in the installed package `firstgalaxydata`, not imported.
 
     split: "train", "valid", "test" or "all", the set's own: 1758, 200, 200 or 2158 images.
     size: side of the central square, pixels of 1.8 arcsec, at most 300; nothing is resampled.
     limit: keep only the first so many by right ascension as text, which mixes the classes.
 
-    Returns one channel; labels are `RADIO_CLASSES`, counted in `record["classes"]`; names
-    `RA_DEC_label_catalogue` in degrees. ModuleNotFoundError holds the install line.
-
+    Returns one channel, published with the noise clipped: the sky is exactly 0. Labels are `RADIO_CLASSES`,
+    counted in `record["classes"]`; names `RA_DEC_label_catalogue` in degrees.
     Becker, White & Helfand 1995, ApJ 450, 559; Griese et al. 2023, Data in Brief 47, 108974.
     """
     at_least(1, size=size, limit=1 if limit is None else limit)
@@ -123,22 +116,19 @@ def first_radio(*, split: str = "train", size: int = 128, limit: int | None = No
 
 
 def galaxy10(path: str | Path, *, size: int = 64, limit: int | None = None) -> ImageSet:
-    """Read a Galaxy10 file (SDSS, 69 x 69, or DECaLS, 256 x 256); "How to run" says where to get it.
+    """Read the RGB images of a Galaxy10 file (SDSS, 69 px, or DECaLS, 256 px), see "How to run".
 
-    path: HDF5 with `images` (N, S, S, 3), bytes, and `ans` (N,).
+    path: HDF5 with `images` (N, S, S, 3), bytes, and `ans` (N,); a ValueError if it holds anything else.
     size: side of a returned image, pixels, at most S: area average of the whole frame.
-    limit: keep only the first so many.
-
-    Returns RGB; labels are the classes of the file, "0" to "9". FileNotFoundError if there is no file,
-    ValueError if it is no such file or holds another type or shape.
+    limit: keep only the first so many. Labels are the classes of the file, "0" to "9".
     """
     at_least(1, size=size, limit=1 if limit is None else limit)
     with readers.hdf5_file(path) as file:
         found, values, answers = len(file["images"]), file["images"][:limit], file["ans"][:limit]
         squares = values.shape[1:] == (values.shape[1], values.shape[1], 3)
         if values.dtype != np.uint8 or not squares or answers.shape != values.shape[:1]:
-            given = f"got {values.dtype} {values.shape} and ans {answers.shape}"
-            raise ValueError(f"{given}, expected bytes (N, S, S, 3) and (N,)")
+            given = f"{values.dtype} {values.shape}, ans {answers.shape}"
+            raise ValueError(f"got {given}; expected bytes (N, S, S, 3), and (N,)")
     pixels = torch.empty(len(values), 3, size, size)
     for start in range(0, len(values), 256):  # floats of the whole set would not fit a small machine
         part = torch.from_numpy(values[start : start + 256]).permute(0, 3, 1, 2) / 255
@@ -151,21 +141,18 @@ def galaxy10(path: str | Path, *, size: int = 64, limit: int | None = None) -> I
 def fits_cutouts(
     paths, *, size: int, hdu: int | str = 0, stretch: str = "asinh", limits=None, softening: float = 10.0
 ) -> ImageSet:
-    """Read the central square of FITS images and stretch it to [0, 1].
+    """Read the central square of FITS images and stretch it to [0, 1]: t = (x - low) / (high - low), clipped.
 
     paths: FITS file or a sequence of them, compressed or not, with (H, W) or (C, H, W) in the chosen HDU.
     size: side of the square, pixels; nothing is resampled.
     hdu: number or name of the header-data unit.
-    stretch: "linear", t = (x - low) / (high - low) clipped to [0, 1], or "asinh", asinh(s t) / asinh(s)
-        (Lupton et al. 2004, PASP 116, 133).
-    limits: (low, high) in the unit of the file, for every file. None: for each file from one sigma below its
-        sky to its 99.9th percentile.
+    stretch: "linear", t, or "asinh", asinh(s t) / asinh(s) (Lupton et al. 2004, PASP 116, 133).
+    limits: (low, high) in the unit of the files. None: of each, sky minus one sigma and 99.9th percentile.
     softening: the s of asinh, positive: from linear to logarithmic at 1/s of the range.
 
     `record["files"]` has, per file: limits, number of NaN pixels (shown at `low`, with a warning), sky level
     and noise, unit, and the celestial WCS cards moved to the cutout (None without, or if they cannot be
-    used, with a warning). FileNotFoundError if there is no such file; ValueError if it is damaged, has no
-    image in that HDU, only NaN or is too small.
+    used, with a warning). A ValueError names the file that is damaged, too small, only NaN, or no image.
     """
     at_least(1, size=size)
     at_least(1e-3, softening=softening)
@@ -174,7 +161,7 @@ def fits_cutouts(
         raise ValueError(f"limits={limits}: expected (low, high) with low < high, in the unit of the file")
     paths = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
     how = {"size": size, "hdu": hdu, "stretch": stretch, "softening": softening}
-    cut = list(map(partial(_cutout, limits=limits, **how), paths))
+    cut = list(map(partial(_cutout, limits=limits, **how), paths, map(str, paths)))
     channels = sorted({len(image) for image, _ in cut})
     if len(channels) != 1:
         raise ValueError(f"paths: got {len(cut)} files of {channels} channels; expected one or more, alike")
@@ -185,10 +172,9 @@ def fits_cutouts(
 
 
 def _cutout(
-    source, name="", *, size: int, hdu: int | str | None = None, stretch="asinh", softening=10.0, limits=None
+    source, name: str, *, size: int, hdu=None, stretch="asinh", softening=10.0, limits=None
 ) -> tuple[torch.Tensor, dict]:
     """Return the stretched central square (C, size, size) of one file, and its record."""
-    name = name or str(source)
     with readers.fits_file(source, name) as units:
         places = {i: unit.name for i, unit in enumerate(units) if unit.is_image and len(unit.shape) in (2, 3)}
         chosen = [i for i, title in places.items() if hdu in (None, i) or title == str(hdu).upper()]
@@ -219,8 +205,7 @@ def read_upload(name: str, content: bytes, *, size: int = 80) -> torch.Tensor:
     """Turn an uploaded JPEG, PNG or FITS file into an image (3, size, size) in [0, 1] that the networks take.
 
     A picture is cut to its central square (of 424 px, a Galaxy Zoo frame, to 240) and shrunk by area; of the
-    first FITS image the central pixels are taken and stretched by asinh. Grey becomes colour. The ValueError
-    for a file that is no image, damaged or too small says what to do.
+    first FITS image the central pixels are taken and stretched by asinh. Grey becomes colour.
     """
     if name.lower().endswith(readers.PICTURES):
         whole = readers.decode(lambda: content, name)
