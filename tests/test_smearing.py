@@ -12,15 +12,7 @@ from galnb import smearing
 from galnb.gans.layers import Smear
 from galnb.gans.radio import RadioConfig, generate, radio
 from galnb.images import ImageSet
-from galnb.smearing.histograms import (
-    choose,
-    draw_from,
-    image_counts,
-    real_floor,
-    score,
-    score_checkpoints,
-    score_counts,
-)
+from galnb.smearing.histograms import choose, image_counts, score, score_checkpoints, score_counts
 from galnb.training.checkpoints import save_checkpoint
 from tests.tiny_runs import one_thread, plain_gan  # noqa: F401
 
@@ -141,20 +133,6 @@ def test_small_figures_of_half_precision(sky, dtype):
     assert torch.equal(score_counts(image_counts(sky), image_counts(sky)), torch.zeros(40, 3).double())
 
 
-def test_floor_is_the_score_of_random_halves(sky, generator):
-    floor = real_floor(sky, rounds=300, generator=generator)
-    order = np.random.default_rng(0)
-    slow = []
-    for _ in range(200):
-        mixed = sky[order.permutation(40)]
-        slow.append(score(mixed[:20], mixed[20:]))
-    assert floor.count == 20 and floor.low < floor.median < floor.high
-    assert floor.median == pytest.approx(np.median(slow), rel=0.05)  # standard error of a median of 200: 1 %
-    assert real_floor(sky, count=5, generator=generator).median > floor.median
-    with pytest.raises(ValueError, match="two sides of 21 need 42"):
-        real_floor(sky, count=21, generator=generator)
-
-
 def checkpoint(folder, name, *, gain=1.0, **changes):
     gan = radio(replace(TINY, **changes))
     with torch.no_grad():
@@ -168,7 +146,7 @@ def test_a_checkpoint_is_scored_as_it_was_made(tmp_path, sky, labels):
     paths = [checkpoint(tmp_path, "plain", gain=40), checkpoint(tmp_path, "smeared", gain=40, sigma=2.0)]
     options = {"count": 30, "generator": torch.Generator().manual_seed(5)}
     found = score_checkpoints(paths, real, labels, **options)
-    assert (found.names, found.steps) == (("plain", "smeared"), (7, 7))
+    assert found.steps == (7, 7)
     assert found.parts.shape == (2, 4, 3) and found.counts.shape == (2, 4, 30, 287)
     seed = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(5)))
     for row, sigma in enumerate((0.0, 2.0)):
@@ -205,23 +183,13 @@ def test_old_and_new_rule_on_the_table_of_the_talk():
             choose(wrong)
 
 
-def test_each_image_is_drawn_by_the_checkpoint_named_for_it(tmp_path):
-    paths = [checkpoint(tmp_path, "dark", gain=0.0), checkpoint(tmp_path, "bright", gain=40, seed=1)]
-    choice, labels = torch.tensor([1, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 3, 0])
-    drawn = draw_from(paths, choice, labels, generator=torch.Generator().manual_seed(0))
-    grey = (drawn == 0.5).all(1).all(1).all(1)  # without weights tanh's place holder is 0, grey in [0, 1]
-    assert grey.tolist() == [False, True, True, False, False]
-    with pytest.raises(ValueError, match="not one each"):
-        draw_from(paths, choice[:2], labels, generator=torch.Generator())
-
-
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path, sky, labels):
     good = checkpoint(tmp_path, "good")
     options = {"count": 2, "generator": torch.Generator()}
     real = sky[..., :16, :16]
     bare = tmp_path / "bare.safetensors"
     save_file({"generator.body.0": torch.zeros(1)}, bare)  # as the published code saves: no config
-    with pytest.raises(ValueError, match=r"bare\.safetensors was not written by this galnb"):
+    with pytest.raises(ValueError, match=r"bare\.safetensors"):
         score_checkpoints([bare], real, labels, **options)
     with pytest.raises(ValueError, match=r"generated images are \(1, 16, 16\), real ones \(1, 32, 32\)"):
         score_checkpoints([good], sky, labels, **options)

@@ -100,10 +100,15 @@ def test_lit_pixels_count_from_the_first_grey_level():
 @pytest.mark.parametrize(
     ("generated", "real", "options", "message"),
     [
-        (torch.rand(2, 1, 8, 8), torch.rand(2, 1, 9, 9), {}, "cannot be compared pixel by pixel"),
+        (
+            torch.rand(2, 1, 8, 8),
+            torch.rand(2, 1, 9, 9),
+            {},
+            r"real ones \(1, 9, 9\)",
+        ),
         (torch.rand(2, 1, 8, 9), torch.rand(2, 1, 8, 9), {}, "align needs squares"),
         (torch.rand(2, 1, 8, 8) * 255, torch.rand(2, 1, 8, 8), {}, "generated images: got values"),
-        (torch.rand(2, 1, 8, 8), torch.full((1, 1, 8, 8), math.nan), {}, "real images: got NaN"),
+        (torch.rand(2, 1, 8, 8), torch.full((1, 1, 8, 8), math.nan), {}, "real images: .*NaN"),
         (torch.rand(2, 1, 8, 8), torch.zeros(1, 1, 8, 8), {}, r"no real image has 1 lit pixels \(most: 0\)"),
         (torch.rand(2, 1, 8, 8), torch.rand(1, 1, 8, 8), {"min_active": -1}, "min_active=-1"),
         (torch.rand(2, 1, 8, 8), torch.rand(1, 1, 8, 8), {"count": 0}, "count=0"),

@@ -4,7 +4,7 @@ Here: the width of a kernel; galaxies side by side along their principal axes, a
 Chapters 10, A GAN for radio galaxies, and 11, Smearing.
 """
 
-from dataclasses import dataclass
+from collections import namedtuple
 
 import torch
 from torch.nn import functional as F
@@ -13,9 +13,11 @@ from galnb.checks import at_least
 from galnb.gans.layers import Smear as Smear
 from galnb.gans.layers import gaussian_kernel as gaussian_kernel
 from galnb.images import check_images
-from galnb.smearing.histograms import ROUNDING, whole_levels
+from galnb.smearing.histograms import ROUNDING, check_partners, whole_levels
 from galnb.smearing.histograms import histograms as histograms
 from galnb.smearing.histograms import relative_mae as relative_mae
+
+_Pairs = namedtuple("_Pairs", "generated real distances generated_images real_images")
 
 
 def effective_width(kernel: torch.Tensor) -> float:
@@ -33,23 +35,6 @@ def effective_width(kernel: torch.Tensor) -> float:
     offsets = torch.arange(len(kernel), dtype=torch.float64, device=kernel.device) - len(kernel) // 2
     square = offsets[:, None] ** 2 + offsets**2
     return float((weights * square).sum() / (2 * weights.sum())) ** 0.5
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Hold the best-matching pairs, best first; no image stands in two of them.
-
-    generated, real: (count,) int64, positions in the two sets that were given.
-    distances: (count,) root of the mean squared difference of pixels in [0, 1], least of four orientations.
-    generated_images, real_images: (count, C, H, W) as they were compared: aligned, the generated one turned
-    and mirrored to fit.
-    """
-
-    generated: torch.Tensor
-    real: torch.Tensor
-    distances: torch.Tensor
-    generated_images: torch.Tensor
-    real_images: torch.Tensor
 
 
 def active_pixels(images: torch.Tensor) -> torch.Tensor:
@@ -110,22 +95,25 @@ def pair_distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     first, second: (N, C, H, W) and (M, C, H, W) in [0, 1], square, of one size, else ValueError.
     Root of the mean squared difference of the pixels, the least over four orientations.
     """
-    _check_partners(first, second)
+    check_partners(first, second)
     return _distances(align(first), align(second))[0]
 
 
-def best_pairs(generated: torch.Tensor, real: torch.Tensor, *, count: int = 5, min_active: int) -> Pairs:
+def best_pairs(generated: torch.Tensor, real: torch.Tensor, *, count: int = 5, min_active: int) -> _Pairs:
     """Find the generated and real galaxies that look most alike.
 
     generated, real: (N, C, H, W) and (M, C, H, W) in [0, 1], square, of one size and class.
     count: how many pairs, at least 1; fewer come back where the images run out.
     min_active: lit pixels that both images of a pair must have, >= 0; 0 admits empty images, which then match
     best. A threshold for a class: a low quantile of the lit pixels of its real galaxies, see `active_pixels`.
+    Returns pairs, best first, no image in two of them: generated, real (count,), positions in the two sets;
+    distances (count,), see `pair_distances`; generated_images, real_images (count, C, H, W) as they were
+    compared: aligned, the generated one turned and mirrored to fit.
     ValueError if shapes differ, a number is out of range, or no image has so many lit pixels.
     """
     at_least(1, count=count)
     at_least(0, min_active=min_active)
-    _check_partners(generated, real)
+    check_partners(generated, real)
     kept = []
     for name, images in (("generated", generated), ("real", real)):
         lit = active_pixels(images)
@@ -139,7 +127,7 @@ def best_pairs(generated: torch.Tensor, real: torch.Tensor, *, count: int = 5, m
     views = orientations(ours[rows])
     turned = views[chosen[rows, columns], torch.arange(len(rows))]
     exact = (turned - theirs[columns]).square().flatten(1).mean(1).sqrt()  # the product above rounds
-    return Pairs(kept[0][rows], kept[1][columns], exact, turned, theirs[columns])
+    return _Pairs(kept[0][rows], kept[1][columns], exact, turned, theirs[columns])
 
 
 def _greedy(distances: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,11 +149,3 @@ def _distances(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor,
     best, chosen = torch.stack([view @ flat.T for view in views]).max(0)
     squares = views[0].square().sum(1)[:, None] + flat.square().sum(1)
     return ((squares - 2 * best) / flat.shape[1]).clamp_min(0).sqrt().float(), chosen
-
-
-def _check_partners(first: torch.Tensor, second: torch.Tensor) -> None:
-    check_images(first, name="generated images")
-    check_images(second, name="real images")
-    if first.shape[1:] != second.shape[1:]:
-        raise ValueError(f"images of {tuple(first.shape[1:])} and of {tuple(second.shape[1:])} cannot be "
-                         "compared pixel by pixel; bring them to one size first")  # fmt: skip

@@ -3,8 +3,8 @@
 Chapter 10, A GAN for radio galaxies.
 """
 
+from collections import namedtuple
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,8 @@ EDGES = {
 _BINS = [len(edges) - 1 for edges in EDGES.values()]
 _WIDTHS = torch.cat([edges.diff() for edges in EDGES.values()])
 _KEPT = 4  # checkpoints that the old rule of choice keeps
-
 ROUNDING = 1e-3  # grey levels; x / 255 * 255 may end just below a whole number
+_Scores = namedtuple("_Scores", "steps parts scores counts")
 
 
 def whole_levels(images: torch.Tensor) -> torch.Tensor:
@@ -37,6 +37,15 @@ def whole_levels(images: torch.Tensor) -> torch.Tensor:
         whole = (255 * full).round() / 255
         full = torch.where(whole.to(images.dtype) == images, whole, full)
     return full
+
+
+def check_partners(generated: torch.Tensor, real: torch.Tensor) -> None:
+    """Refuse two sets that are no images (B, C, H, W) in [0, 1] of one size."""
+    check_images(generated, name="generated images")
+    check_images(real, name="real images")
+    if generated.shape[1:] != real.shape[1:]:
+        raise ValueError(f"generated images are {tuple(generated.shape[1:])}, real ones "
+                         f"{tuple(real.shape[1:])}; crop or average them to one size")  # fmt: skip
 
 
 def image_counts(images: torch.Tensor) -> torch.Tensor:
@@ -119,65 +128,8 @@ def score_counts(generated: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 
 def score(generated: torch.Tensor, real: torch.Tensor) -> float:
     """Average the relative MAE over the three histograms of two sets of images (B, 1, H, W)."""
-    check_images(generated, name="generated images")
-    check_images(real, name="real images")
-    _check_same_size(generated, real)
+    check_partners(generated, real)
     return float(score_counts(image_counts(generated).sum(0), image_counts(real).sum(0)).mean())
-
-
-@dataclass(frozen=True)
-class _Floor:
-    """Hold how far real galaxies are from real ones: median and 95 % range of the score, images each side."""
-
-    median: float
-    low: float
-    high: float
-    count: int
-
-
-def real_floor(
-    real: torch.Tensor, *, count: int | None = None, rounds: int = 400, generator: torch.Generator
-) -> _Floor:
-    """Score real galaxies against other real ones of their class: what no generator can be asked to beat.
-
-    real: (B, 1, H, W) in [0, 1], one class.
-    count: images on each side, which share none; half of them all if left out, else ValueError above that.
-    Compare a generator with the floor at the same number on both sides: the score grows where images are few.
-    rounds: random splits, which the CPU generator draws.
-    """
-    count = len(real) // 2 if count is None else count
-    at_least(1, count=count, rounds=rounds)
-    check_generator(generator)
-    if len(real) < 2 * count:
-        raise ValueError(f"got {len(real)} images; two sides of {count} need {2 * count}")
-    counts = image_counts(real)
-    order = torch.rand(rounds, len(real), generator=generator).argsort(1)
-    sides = [
-        torch.zeros(rounds, len(real)).scatter_(1, part, 1.0) @ counts
-        for part in (order[:, :count], order[:, count : 2 * count])
-    ]
-    scores = score_counts(*sides).mean(-1)
-    low, median, high = scores.quantile(torch.tensor([0.025, 0.5, 0.975], dtype=scores.dtype)).tolist()
-    return _Floor(median, low, high, count)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Hold the scores of K checkpoints on C classes.
-
-    names, steps: file names without ending, generator steps. parts: (K, C, 3) relative MAE of each histogram.
-    counts: (K, C, count, 287) `image_counts` of the images drawn, for intervals.
-    """
-
-    names: tuple[str, ...]
-    steps: tuple[int, ...]
-    parts: torch.Tensor
-    counts: torch.Tensor
-
-    @property
-    def scores(self) -> torch.Tensor:
-        """Mean over the three histograms, shape (K, C)."""
-        return self.parts.mean(-1)
 
 
 def score_checkpoints(
@@ -187,37 +139,36 @@ def score_checkpoints(
     *,
     count: int = 1000,
     generator: torch.Generator,
-) -> Scores:
-    """Let each checkpoint draw galaxies of every class, and compare them with real ones.
+) -> _Scores:
+    """Let each of K checkpoints draw galaxies of all C classes, and compare them with real ones.
 
     paths: files or names of shipped weights; each model is rebuilt from its file alone, smearing included.
     real: (B, 1, H, W) in [0, 1], not used in training; labels: (B,) positions in `images.RADIO_CLASSES`.
     count: galaxies drawn per class, from the same random vectors (CPU generator) for every checkpoint.
+    Returns steps of the generator (K,); parts (K, C, 3), relative MAE of each histogram; scores (K, C), their
+    mean; counts (K, C, count, 287), `image_counts` of what was drawn, for intervals.
     ValueError if a class has no image, the sizes differ, or a file holds no radio GAN or no config.
     """
-    check_images(real, name="real images")
     at_least(1, count=count)
     check_generator(generator)
     truth = _class_counts(real, labels)
     if not paths:
         raise ValueError("no checkpoints were given; expected at least one path or shipped name")
     seed = int(torch.randint(2**31, (), generator=generator))
-    steps, parts, counts = [], [], []
+    steps, counts = [], []
     for path in paths:
         kept = load_checkpoint(path)
         if kept.gan.name != "radio":
             raise ValueError(f"{path} holds a {kept.gan.name!r} GAN; expected a radio GAN")
         same = torch.Generator().manual_seed(seed)
-        drawn = []
+        steps.append(kept.step)
         for label in range(len(RADIO_CLASSES)):
             images = generate(kept.gan, torch.full((count,), label), generator=same)
-            _check_same_size(images, real)
-            drawn.append(image_counts(images))
-        counts.append(torch.stack(drawn))
-        parts.append(score_counts(counts[-1].sum(1), truth))
-        steps.append(kept.step)
-    names = tuple(Path(path).stem for path in paths)
-    return Scores(names, tuple(steps), torch.stack(parts), torch.stack(counts))
+            check_partners(images, real)
+            counts.append(image_counts(images))
+    counts = torch.stack(counts).unflatten(0, (len(paths), -1))
+    parts = score_counts(counts.sum(2), truth)
+    return _Scores(tuple(steps), parts, parts.mean(-1), counts)
 
 
 def choose(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,20 +184,6 @@ def choose(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return scores.mean(1).argsort(stable=True)[:_KEPT], scores.argmin(0)
 
 
-def draw_from(
-    paths: Sequence[str | Path], choice: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
-) -> torch.Tensor:
-    """Draw galaxies (B, 1, H, W), each by the checkpoint that `choice` (B,) names for it."""
-    check_generator(generator)
-    if choice.shape != labels.shape:
-        raise ValueError(f"got {tuple(choice.shape)} choices for {tuple(labels.shape)} labels, not one each")
-    parts, order = [], []
-    for number in choice.unique().tolist():
-        order.append((choice == number).nonzero()[:, 0])
-        parts.append(generate(load_checkpoint(paths[number]).gan, labels[order[-1]], generator=generator))
-    return torch.cat(parts)[torch.cat(order).argsort()]
-
-
 def _class_counts(real: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Sum `image_counts` over each class: (C, 287). A class without an image is refused."""
     if labels.shape != (len(real),):
@@ -256,9 +193,3 @@ def _class_counts(real: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"there is no image of {', '.join(missing)}; every class needs at least one")
     counts = image_counts(real)
     return torch.stack([counts[labels == number].sum(0) for number in range(len(RADIO_CLASSES))])
-
-
-def _check_same_size(generated: torch.Tensor, real: torch.Tensor) -> None:
-    if generated.shape[1:] != real.shape[1:]:
-        raise ValueError(f"generated images are {tuple(generated.shape[1:])}, real ones "
-                         f"{tuple(real.shape[1:])}; crop the real ones to the size of the GAN")  # fmt: skip
