@@ -75,8 +75,7 @@ def _run() -> str:
     gan = deblender.deblender(deblender.DeblenderConfig(size=32, **sizes))
     training.train(gan, batches, training.TrainingConfig(steps=12, learning_rate=1e-3))
     drawn = deblender.deblend(gan, batches(10_000)["blended"])[:, 0]
-    device = next(gan.discriminator.parameters()).device
-    maps = relevance.polarized_relevance(gan.discriminator, gan.prepare(drawn).to(device))
+    maps = relevance.polarized_relevance(gan.discriminator.cpu(), gan.prepare(drawn))
     if not (drawn.isfinite().all() and maps.positive.isfinite().all()):
         raise FloatingPointError("a network gave numbers that are not finite")
     return "blended, trained, deblended, explained"

@@ -149,8 +149,7 @@ def _run_point(task: _Task, point: _Point, path: Path) -> tuple[bytes, str]:
     if path.exists():  # a scheduler hands a point out again if its worker died after the point had ended
         return path.read_bytes(), ""
     try:
-        notebook = isinstance(task, Path)
-        values = _run_notebook(task, point, path.with_suffix("")) if notebook else task(dict(point))
+        values = task(dict(point)) if callable(task) else _run_notebook(task, point, path.with_suffix(""))
         if not isinstance(values, Mapping):
             raise ValueError(f"the task returned {type(values).__name__}; expected a dictionary")
         if shared := sorted(set(values) & set(point)):
