@@ -199,7 +199,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path, sky, labels):
         score_checkpoints([], real, labels, **options)
     with pytest.raises(ValueError, match=r"labels \(3,\); expected one label each"):
         score_checkpoints([good], real, labels[:3], **options)
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         score_checkpoints([tmp_path / "none.safetensors"], real, labels, **options)
 
 

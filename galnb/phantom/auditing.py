@@ -118,12 +118,9 @@ def audit(images) -> Report:
     of pixels and about 2 kB an image.
     """
     readers, unreadable = open_stack(images)
-    table, names = _measured(readers, unreadable)
-
-    def read(image: int) -> np.ndarray:
-        return readers[names[image]]()
-
-    findings = [*_of_images(table), *_of_set(table, unreadable), *_repeats(table, read)]
+    table, kept = _measured(readers, unreadable)
+    names, readers = list(kept), list(kept.values())
+    findings = [*_of_images(table), *_of_set(table, unreadable), *_repeats(table, readers)]
     findings.sort(key=lambda finding: -finding.severity)
     severity, seen, evidence = torch.zeros(len(names)), Counter(), {}
     for number, finding in enumerate(findings):
@@ -133,18 +130,16 @@ def audit(images) -> Report:
             severity[finding.image] = max(float(severity[finding.image]), finding.severity)
         seen[finding.kind] += 1
         if seen[finding.kind] <= _SHOWN:
-            picture = read(finding.image)
+            picture = readers[finding.image]()
             evidence[finding.image] = _png(picture)
             if finding.kind in _AREAS:
                 findings[number] = replace(finding, place=_polygon(picture, finding.kind == "padding"))
     return Report(names, severity, findings, unreadable, evidence)
 
 
-def _measured(
-    readers: dict[str, Callable[[], np.ndarray]], unreadable: dict[str, str]
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Measure batches of neighbours of one shape: the table, and what it holds; adds to `unreadable`."""
-    parts, names, held = [], [], []
+def _measured(readers: dict[str, Callable], unreadable: dict[str, str]) -> tuple[dict, dict[str, Callable]]:
+    """Measure batches of neighbours of one shape: the table, and the readers in it; adds to `unreadable`."""
+    parts, kept, held = [], {}, []
     for name, read in readers.items():
         try:
             image = read()
@@ -157,11 +152,11 @@ def _measured(
             parts.append(measure(np.stack(held)))
             held = []
         held.append(image)
-        names.append(name)
-    if not names:
+        kept[name] = read
+    if not kept:
         raise ValueError(f"no image could be read: {dict(list(unreadable.items())[:3])}")
     parts.append(measure(np.stack(held)))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, names
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, kept
 
 
 def _finding(kind: str, image: int | None, *values) -> Finding:
@@ -215,10 +210,10 @@ def _of_set(table: dict[str, np.ndarray], unreadable: dict[str, str]) -> Iterato
             yield _finding("resampled", None, np.exp(usual))
 
 
-def _repeats(table: dict[str, np.ndarray], read: Callable[[int], np.ndarray]) -> Iterator[Finding]:
+def _repeats(table: dict[str, np.ndarray], readers: list[Callable]) -> Iterator[Finding]:
     """Pairs of like thumbnails whose pixels are alike too."""
     for a, b in alike(table["thumbnail"], _ALIKE)[:_PAIRS]:
-        one, other = read(a), read(b)
+        one, other = readers[a](), readers[b]()
         if one.shape == other.shape:
             match = _noise(one) @ _noise(other)
             if match > (_COPY if max(table["clipped"][[a, b]]) > 0.5 else TRACES["repeats"].limit):
