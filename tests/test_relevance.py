@@ -275,8 +275,8 @@ def test_rule_of_your_own():
     ("options", "message"),
     [
         ({"images": torch.full((1, 3, 8, 8), torch.nan)}, "NaN"),
-        ({"images": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)}, "float tensor"),
-        ({"images": torch.zeros(0, 3, 8, 8)}, "float tensor"),
+        ({"images": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)}, "tensor of floats"),
+        ({"images": torch.zeros(0, 3, 8, 8)}, r"expected \(B, C, H, W\)"),
         ({"images": torch.zeros(1, 3, 20, 20).double()}, "does not take images of shape"),
         ({"reading": "best"}, "known are paper, output, composite"),
         ({"reading": "reference"}, "references are needed"),

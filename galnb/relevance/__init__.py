@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from galnb.checks import check_generator, one_of
+from galnb.checks import check_floats, check_generator, one_of
 from galnb.gans.layers import evaluating
-from galnb.relevance.graph import LOW, propagate, record, recording
+from galnb.relevance.graph import LOW, propagate, record, recording, total
 from galnb.relevance.rules import READINGS, RULES, Rule
 
+_SIGNED = ("composite", "reference")  # readings whose two maps are the signs of one
 _CHUNK = 32  # images per pass: enough to keep all threads busy, few enough to bound memory
 
 
@@ -59,9 +60,9 @@ class Polarized:
 
     def per_pixel(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Add up the channels: two tensors (B, 1, H, W) >= 0; a signed map is netted first, then split."""
-        if self.reading in ("paper", "output"):
-            return self.positive.sum(1, keepdim=True), self.negative.sum(1, keepdim=True)
-        return _split((self.positive - self.negative).sum(1, keepdim=True))
+        if self.reading in _SIGNED:
+            return _split((self.positive - self.negative).sum(1, keepdim=True))
+        return self.positive.sum(1, keepdim=True), self.negative.sum(1, keepdim=True)
 
 
 def relevance(
@@ -76,8 +77,8 @@ def relevance(
     """
     if not callable(rule):
         one_of("rule", rule, RULES)
+        rule = RULES[rule]
     images = _checked(images, "images")
-    chosen = rule if callable(rule) else RULES[rule]
     if seed is not None and not (isinstance(seed, torch.Tensor) and seed.isfinite().all()):
         raise ValueError(f"seed: got {seed!r}, expected a tensor of finite numbers, shaped as the output")
 
@@ -89,10 +90,9 @@ def relevance(
             raise ValueError(f"seed has shape {tuple(seed.shape)}, expected that of the output, {expected}")
         return seed.detach()[None, first : first + len(output)].to(output)
 
-    output, seeds, maps, lost = _run(model, images, start, lambda count: [chosen] * count)
-    leak = (_per_image(seeds) - _per_image(maps))[0]
-    by_layer = {name: values[:, 0] for name, values in lost.items()}
-    return Relevance(maps[0], _per_image(seeds * output)[0], leak, by_layer)
+    output, seeds, maps, lost = _run(model, images, start, lambda count: [rule] * count)
+    leak, score = (total(seeds) - total(maps))[:, 0], total(seeds * output)[:, 0]
+    return Relevance(maps[0], score, leak, {name: values[:, 0] for name, values in lost.items()})
 
 
 def polarized_relevance(
@@ -123,21 +123,20 @@ def polarized_relevance(
         raise ValueError("references are needed by reading='reference', and only by it")
     if references is not None:
         references = _fitting(_checked(references, "references"), images)
-    signed = reading in ("composite", "reference")
 
     def start(output: torch.Tensor, _: int) -> torch.Tensor:
         one = _one_each(output)
-        if reading == "reference":
+        if references is not None:
             return output[None, : -len(references)] - output[-len(references) :, None]
-        return output[None] if signed else torch.stack([one, one])
+        return output[None] if reading == "composite" else torch.stack([one, one])
 
     def rules(count: int) -> list[Rule]:
         return READINGS[reading](count, bias)
 
     output, seeds, maps, lost = _run(model, images, start, rules, references=references, bias=bias)
-    leak, score = (_per_image(seeds) - _per_image(maps)).T, output.flatten()
-    neutral = score - _per_image(seeds).mean(0) if reading == "reference" else torch.zeros_like(score)
-    if signed:
+    leak, score = total(seeds) - total(maps), output.flatten()
+    neutral = torch.zeros_like(score) if references is None else score - total(seeds).mean(1)
+    if reading in _SIGNED:
         positive, negative = _split(maps.mean(0))
         leak = leak.mean(1, keepdim=True).expand(-1, 2)
     else:
@@ -174,11 +173,11 @@ def deletion_gate(
         below = torch.where(images <= level, level - images, torch.nan).flatten(2)
         spread = 1.4826 * below.nanmedian(2).values[..., None, None]  # standard deviation of a normal sky
         fill = level + spread * torch.randn(images.shape, generator=generator).to(images)
-    fill = torch.as_tensor(fill).to(images)
-    sides = zip(reversed(fill.shape), reversed(images.shape), strict=False)
-    if fill.ndim > 4 or any(one not in (1, other) for one, other in sides) or not fill.isfinite().all():
-        given, wanted = tuple(fill.shape), tuple(images.shape)
-        raise ValueError(f"fill has shape {given}; expected finite values, broadcastable to {wanted}")
+    fill, shape = torch.as_tensor(fill).to(images), tuple(images.shape)
+    fits = all(one in (1, other) for one, other in zip(fill.shape[::-1], shape[::-1], strict=False))
+    if fill.ndim > 4 or not fits or not fill.isfinite().all():
+        given = tuple(fill.shape)
+        raise ValueError(f"fill has shape {given}; expected finite values, broadcastable to {shape}")
     count, versions = max(1, round(share * images[0, 0].numel())), [images]
     for strength in polarized.per_pixel():
         weakest = strength.flatten(1).topk(count).values[:, -1].view(-1, 1, 1, 1)
@@ -230,20 +229,17 @@ def _settled(model: nn.Module, device: str) -> Iterator[None]:
             tensor.data = data
 
 
-def _per_image(relevance: torch.Tensor) -> torch.Tensor:
-    return relevance.reshape(*relevance.shape[:2], -1).sum(2)
-
-
 def _split(signed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return signed.clamp(min=0), (-signed).clamp(min=0)
 
 
 def _checked(images: torch.Tensor, name: str) -> torch.Tensor:
     """Return finite float images, in float32 where they are coarser."""
-    tensor = isinstance(images, torch.Tensor)
-    if not tensor or not images.is_floating_point() or images.ndim < 2 or 0 in images.shape:
-        got = f"{images.dtype} of shape {tuple(images.shape)}" if tensor else type(images).__name__
-        raise ValueError(f"{name}: got {got}, expected a float tensor (B, C, H, W), as the model takes it")
+    check_floats(images, name=name)
+    if images.ndim < 2 or 0 in images.shape:
+        raise ValueError(
+            f"{name}: got shape {tuple(images.shape)}, expected (B, C, H, W), as the model takes it"
+        )
     if not images.isfinite().all():
         raise ValueError(f"{name}: got NaN or infinite values; see torch.nan_to_num")
     return images.float() if images.dtype in LOW else images
@@ -252,8 +248,7 @@ def _checked(images: torch.Tensor, name: str) -> torch.Tensor:
 def _fitting(references: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Refuse references of another shape, and an image that all of them equal: its map would be empty."""
     if references.shape[1:] != images.shape[1:]:
-        got, expected = tuple(references.shape), tuple(images.shape)
-        raise ValueError(f"references of shape {got} do not fit images of shape {expected}")
+        raise ValueError(f"references {tuple(references.shape)} do not fit images {tuple(images.shape)}")
     references = references.to(images)
     for index, image in enumerate(images):
         if (references == image).all():
@@ -263,6 +258,8 @@ def _fitting(references: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 def _one_each(output: torch.Tensor) -> torch.Tensor:
     if output[0].numel() != 1:
-        got = f"{output[0].numel()} outputs per image, shape {tuple(output.shape)}"
-        raise ValueError(f"the model has {got}; say which to explain by relevance(..., seed=) of that shape")
+        raise ValueError(
+            f"the model has {output[0].numel()} outputs per image; say which to explain by relevance(..., "
+            f"seed=), of shape {tuple(output.shape)}"
+        )
     return torch.ones_like(output)

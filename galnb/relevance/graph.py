@@ -5,13 +5,13 @@ out; `propagate` walks the notes backwards. Between layers PyTorch's own gradien
 what only moves or copies numbers (views, padding, concatenation, max pooling); anything else there raises.
 
 Private to torch, relied on and held by one test: names of autograd nodes (`_COPIES`), their `next_functions`
-and `variable`, `TorchDispatchMode` and schemas, one `data_ptr` of a tensor and its view, `padding_frame`.
+and `variable`, `TorchDispatchMode` and schemas, one `data_ptr` of a tensor and its view, and in `operators`
+the frame of a convolution.
 """
 
 import re
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,8 +19,9 @@ from functools import partial
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from galnb.relevance.operators import Call, Role, bind, cross, known_layers, padding_frame, prepare
+from galnb.relevance.operators import Call, Role, bind, cross, framed, known_layers
 from galnb.relevance.rules import Rule
 
 LOW = (torch.float16, torch.bfloat16)  # too coarse for relevance: computed in float32 instead
@@ -39,15 +40,14 @@ _COPIES_IN_PLACE = ("copy_", "fill_", "zero_", "squeeze_", "unsqueeze_", "transp
 
 @dataclass
 class _Tape:
-    """Keep the calls of the last `record`, the images, the output, and weights prepared for the rules."""
+    """Keep the calls of the last `record`, the images and the output."""
 
     calls: list[Call] = field(default_factory=list)
     images: torch.Tensor | None = None
     output: torch.Tensor | None = None
     source: _Source | None = None
-    prepared: dict = field(default_factory=dict)
+    overwritten: list[tuple[str, torch.Tensor]] = field(default_factory=list)  # by layers that work in place
     inside: bool = False  # a known layer is at work
-    plain: bool = False  # the layers run as they are
 
     def count(self) -> int:
         """Count the calls that follow a rule of their own; at least 1."""
@@ -84,23 +84,17 @@ def record(tape: _Tape, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     if output.shape[:1] != images.shape[:1] or output.dtype in LOW:
         got = f"{output.dtype} of shape {tuple(output.shape)} for {len(images)} images"
         raise ValueError(f"the model returns {got}; expected {one}")
-    _check_in_place(tape, model, images)
-    known = {id(tape.images), *(id(call.output) for call in tape.calls)}
+    makers = {id(call.output): call for call in tape.calls}
+    known = {id(tape.images), *makers}
     for call in tape.calls:
         call.sources = [_source(x, call.name, known) for x in call.inputs]
-    tape.source = _source(tape.output, "the output", known)
+    tape.source = _source(output, "the output", known)
     sources = [tape.source, *(source for call in tape.calls for source in call.sources)]
     uses = Counter(id(leaf) for leaves, _ in sources for leaf in leaves)
-    if not uses[id(tape.images)]:
-        raise ValueError("the output does not depend on the images; does the model use no_grad or detach?")
-    makers = {call.output.data_ptr(): call for call in tape.calls if call.role == "weights"}
-    for call in tape.calls:
-        before = makers.get(call.inputs[0].data_ptr())
-        if isinstance(call.module, nn.BatchNorm1d | nn.BatchNorm2d):
-            _merge(before if before and uses[id(before.output)] == 1 else None, call)
-    for call in makers.values():
-        prepare(call, tape.prepared)
-    return tape.output.detach()
+    for norm in tape.calls:
+        if isinstance(norm.module, nn.BatchNorm1d | nn.BatchNorm2d):
+            _merge(norm, [makers[id(x)] for x in norm.sources[0][0] if uses[id(x)] == 1 and id(x) in makers])
+    return output.detach()
 
 
 @torch.no_grad()
@@ -118,7 +112,7 @@ def propagate(
     waiting, lost = {}, {}  # relevance by id of the leaf it waits at; losses by name
     arrived = _scatter(tape.output, seed, tape.source, waiting)
     if tape.source[1]:
-        lost["(output)"] = _total(seed) - arrived
+        lost["(output)"] = total(seed) - arrived
     while tape.calls:
         call = tape.calls.pop()
         if call.role == "merged" or id(call.output) not in waiting:
@@ -128,7 +122,7 @@ def propagate(
         inputs = zip(call.inputs, shares, call.sources, strict=True)
         arrived = sum(_scatter(x, share, source, waiting) for x, share, source in inputs)
         if call.role != "pass" or call.sources[0][1]:
-            lost[call.name] = lost.get(call.name, 0) + _total(relevance) - arrived
+            lost[call.name] = lost.get(call.name, 0) + total(relevance) - arrived
     if id(tape.images) not in waiting:
         raise ValueError("no relevance reaches the images; does the model use no_grad or detach?")
     return waiting[id(tape.images)], lost
@@ -139,59 +133,51 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self, tape: _Tape):
         super().__init__()
-        self.tape, self.copies = tape, []
+        self.tape, self.seen = tape, []  # what was on the graph
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, function._schema.name.removeprefix("aten::")
         if self.tape.inside:
             return function(*args, **kwargs)
-        parts = [*kwargs.values(), *(x for arg in args for x in (arg if isinstance(arg, list) else [arg]))]
-        given = [x for x in parts if isinstance(x, torch.Tensor)]
+        given = [x for x in tree_leaves((kwargs, args)) if isinstance(x, torch.Tensor)]  # `out=` first
         on_graph = any(x.requires_grad for x in given)
+        _check_overwritten(self.tape, given)
         if function._schema.is_mutable and given:
-            self._check(name, given[0], on_graph)
+            # without gradients, and by an alias behind its back, autograd would not know
+            alias = not given[0].requires_grad and any(_share_memory(given[0], x) for x in self.seen)
+            if alias or (on_graph and not (name in _COPIES_IN_PLACE and torch.is_grad_enabled())):
+                raise ValueError(
+                    f"the model computes {name} in place outside a known layer, where relevance would go "
+                    "astray. Make it a module (galnb.gans.layers.Add for sums), or write a new tensor instead"
+                )
         found = function(*args, **kwargs)
         if on_graph and torch.is_grad_enabled() and "_like" not in name and not name.startswith("new_"):
-            self.copies += [found] if isinstance(found, torch.Tensor) else found
+            self.seen += [found] if isinstance(found, torch.Tensor) else found
         return found
-
-    def _check(self, name: str, target: torch.Tensor, on_graph: bool) -> None:
-        at = target.untyped_storage().data_ptr()
-        kept = [self.tape.images, *(call.output for call in self.tape.calls)]
-        kept += [] if target.requires_grad else self.copies
-        owned = any(x.untyped_storage().data_ptr() == at for x in kept if isinstance(x, torch.Tensor))
-        hidden = owned or not torch.is_grad_enabled()  # autograd would not know
-        if (on_graph or owned) and (hidden or name not in _COPIES_IN_PLACE):
-            raise ValueError(
-                f"the model computes {name} in place outside a known layer, where relevance would go astray. "
-                "Make it a module (galnb.gans.layers.Add for sums, ...), or write a new tensor instead"
-            )
 
 
 def _run(tape: _Tape, model: nn.Module, images: torch.Tensor) -> None:
     """Run the model on channels-last images, which convolutions like; on plain ones if it reads `.view`."""
     for layout in (torch.channels_last, torch.contiguous_format)[images.ndim != 4 :]:
         tape.calls.clear()
+        tape.overwritten.clear()
         tape.images = images.detach().clone(memory_format=layout).requires_grad_()
         try:
             tape.output = model(tape.images.view_as(tape.images))
             return
         except RuntimeError as error:
             failure = error
-    other = sorted({str(x.dtype) for x in model.parameters()} - {str(images.dtype)})
-    weights = f" (its weights are {', '.join(other)})" if other else ""
-    last = traceback.extract_tb(failure.__traceback__)[-1]
+    weights = ", ".join(sorted({str(x.dtype) for x in model.parameters()}))
     raise ValueError(
-        f"the model does not take images of shape {tuple(images.shape)} and {images.dtype}{weights}, or "
-        f"changes a tensor in place outside a layer: {failure}, at {last.line or last.name!r}"
+        f"the model does not take images of shape {tuple(images.shape)} and {images.dtype} (its weights are "
+        f"{weights or 'none'}), or changes a tensor in place outside a layer: {failure}"
     ) from failure
 
 
 def _note(tape: _Tape, name: str, module: nn.Module, role: Role, forward: Callable, *args, **kwargs):
     """Run one layer apart from the graph and note the call; the graph goes on from a fresh leaf."""
-    if tape.plain:
-        return forward(*args, **kwargs)
     inputs, forward = bind(name, forward, args, kwargs)
+    _check_overwritten(tape, inputs)
     if any(x.dtype in LOW for x in inputs):
         raise ValueError(f"layer {name!r} is given {inputs[0].dtype}; expected float32: leave that cast out")
     in_place, weight, bias = getattr(module, "inplace", False), None, None
@@ -204,40 +190,34 @@ def _note(tape: _Tape, name: str, module: nn.Module, role: Role, forward: Callab
                 weight, bias = module.weight.detach(), module.bias
     finally:
         tape.inside = False
-    if role == "weights" and getattr(module, "padding_mode", "zeros") != "zeros":
-        # copied pixels contribute like any others
-        inputs = (nn.functional.pad(inputs[0], padding_frame(module), module.padding_mode),)
-    if role == "sum" and len({x.shape for x in inputs}) > 1:
+    bias = output.new_zeros(()) if bias is None else bias.detach().view(-1, *[1] * (weight.ndim - 2))
+    if role == "weights":
+        inputs = (framed(module, inputs[0]),)
+    elif role == "sum":
         inputs = torch.broadcast_tensors(*inputs)
+    tape.overwritten += [(name, x) for x in inputs if in_place]
     output = output.detach().requires_grad_()
     before = sum(call.role == "weights" for call in tape.calls)
     position = before if role == "weights" else max(before - 1, 0)
-    tape.calls.append(Call(name, module, role, forward, tuple(inputs), output, position, weight, bias))
+    tape.calls.append(Call(name, module, role, forward, tuple(inputs), output, weight, bias, position))
     return output.view_as(output)
 
 
-def _check_in_place(tape: _Tape, model: nn.Module, images: torch.Tensor) -> None:
-    """Refuse a layer that works in place where what it overwrites is used again: noted, it kept a copy."""
-    names = sorted({call.name for call in tape.calls if getattr(call.module, "inplace", False)})
-    if not names:
-        return
-    tape.plain = True
-    try:
-        with torch.no_grad():
-            wanted = model(images.detach().clone())
-    finally:
-        tape.plain = False
-    if not torch.allclose(tape.output, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())):
-        raise ValueError(f"of {names} one overwrites what the model uses again; build it with inplace=False")
+def _check_overwritten(tape: _Tape, given: Iterable[torch.Tensor]) -> None:
+    """Refuse to use again what a layer overwrites that works in place: noted, it kept a copy."""
+    for name, gone in tape.overwritten:
+        if any(_share_memory(gone, x) for x in given):
+            raise ValueError(f"{name!r} overwrites what the model uses again; build it with inplace=False")
 
 
-def _merge(before: Call | None, norm: Call) -> None:
-    """Let the layer before a batch norm take it over, where that layer feeds nothing else."""
+def _merge(norm: Call, makers: list[Call]) -> None:
+    """Let the layer before a batch norm take it over; makers: the calls that feed nothing else."""
     if norm.module.running_mean is None:
         raise ValueError(f"layer {norm.name!r} has no running statistics: maps would depend on the batch")
-    if before and _is_same(norm.inputs[0], before.output):
-        before.output, before.norm, norm.role = norm.output, norm.module, "merged"
-        before.name += f"+{norm.name}"
+    for before in makers:
+        if before.role == "weights" and _is_same(norm.inputs[0], before.output):
+            before.output, before.norm, norm.role = norm.output, norm.module, "merged"
+            before.name += f"+{norm.name}"
 
 
 def _source(tensor: torch.Tensor, name: str, known: set[int]) -> _Source:
@@ -279,14 +259,18 @@ def _scatter(
         shares = [torch.stack(share)[:, : relevance.shape[1]] for share in zip(*rows, strict=True)]
     for leaf, share in zip(leaves, shares, strict=True):
         waiting[id(leaf)] = waiting[id(leaf)] + share if id(leaf) in waiting else share
-    total = _total(relevance)
-    return sum(map(_total, shares), torch.zeros_like(total)) if mixed else total
+    return sum(map(total, shares), 0 * total(relevance)) if mixed else total(relevance)
+
+
+def _share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _is_same(*tensors: torch.Tensor) -> bool:
     return len({(x.data_ptr(), x.shape, x.stride()) for x in tensors}) == 1
 
 
-def _total(relevance: torch.Tensor) -> torch.Tensor:
+def total(relevance: torch.Tensor) -> torch.Tensor:
+    """Add up maps of relevance (S, B, ...): (B, S)."""
     axes = tuple(range(2, relevance.ndim))  # flatten would copy what is channels-last
     return (relevance.sum(axes) if axes else relevance).T
