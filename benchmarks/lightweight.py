@@ -24,7 +24,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import seconds_of_pair
-from galnb import training
 from galnb.gans.lightweight import LightweightConfig, lightweight
 from galnb.images import hubble_deep_field
 from galnb.training import experiments, steps
@@ -85,8 +84,7 @@ def _ours(config: LightweightConfig, feed: list[torch.Tensor]):
     chosen = experiments.experiment("lightweight-64", "laptop").training
     how = replace(chosen, device="cpu")
     gan = lightweight(config)
-    fabric = training._fabric(how)
-    state = training._start(gan, how, fabric)
+    state = steps.begin(gan, how)
     endless = itertools.cycle([{"images": images} for images in feed])
     # the same networks, with the penalty in every step or in none: else its steps fall at random
     with_penalty, without = (
@@ -95,8 +93,8 @@ def _ours(config: LightweightConfig, feed: list[torch.Tensor]):
 
     def run(penalty: bool = True):
         for step in range(CYCLE):
-            steps.take_step(with_penalty if penalty and step == 0 else without, state, endless, how, fabric)
-            state.step += 1
+            state.fast = with_penalty if penalty and step == 0 else without
+            steps.take_step(state, endless)
 
     return run, _millions(gan.generator, gan.discriminator)
 

@@ -13,7 +13,7 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from galnb import images, training
+from galnb import images
 from galnb.blending import batches
 from galnb.gans import deblender
 from galnb.training import experiments, steps
@@ -55,16 +55,13 @@ def main() -> str:
 def _path(model, config):
     """Return a function that takes a few steps and returns the seconds of one."""
     gan = deblender.deblender(model)
-    fabric = training._fabric(config)
-    state = training._start(gan, config, fabric)
-    fast = training._accelerated(gan, config)
+    state = steps.begin(gan, config)
 
     def run(feed):
         endless, taken = itertools.cycle(feed), []
         for _ in range(STEPS + 4):  # the first four meet every shape once: compilation, layouts
             started = time.perf_counter()
-            steps.take_step(fast, state, endless, config, fabric)
-            state.step += 1
+            steps.take_step(state, endless)
             taken.append(time.perf_counter() - started)
         return statistics.mean(taken[4:])  # four steps hold one turn of the discriminator
 
@@ -74,12 +71,10 @@ def _path(model, config):
 def _operations(model, config, feed):
     """Count the floating-point operations of a mean step."""
     gan = deblender.deblender(model)
-    fabric = training._fabric(config)
-    state, endless = training._start(gan, config, fabric), itertools.cycle(feed)
+    state, endless = steps.begin(gan, config), itertools.cycle(feed)
     with FlopCounterMode(display=False) as counter:
         for _ in range(4):
-            steps.take_step(gan, state, endless, config, fabric)
-            state.step += 1
+            steps.take_step(state, endless)
     return counter.get_total_flops() / 4
 
 

@@ -130,7 +130,7 @@ def test_train_stopped_by_hand_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     (tmp_path / "my.toml").write_text(TINY)
     words = ["train", str(tmp_path / "my.toml"), "--folder", str(tmp_path / "run")]
     assert command_line.main(words) == 130
-    told = "stopped after step 1 of 2; resume=True (--resume) goes on from step 1"
+    told = "stopped after step 1 of 2; resume=True (--resume) goes on from the last resume point"
     assert capsys.readouterr().err.splitlines()[-1] == told
     monkeypatch.undo()
     assert command_line.main([*words, "--resume"]) == 0

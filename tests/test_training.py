@@ -229,14 +229,10 @@ def test_a_bad_gradient_behind_a_finite_loss_is_not_saved(tmp_path):
     gan = one_weight_gan(lambda weight, step: (weight * (0.0 if step == 3 else 1.0)).abs().sqrt().sum())
     nn.init.ones_(gan.generator.weight)
     config = TrainingConfig(steps=9, save_every=2, stages=(), **CPU)
-    with pytest.raises(FloatingPointError, match="a weight of the generator is not finite after step 3"):
+    with pytest.raises(FloatingPointError, match=r"generator\.weight is not finite at step 3"):
         train(gan, nothing, config, folder=tmp_path)
     saved = torch.load(tmp_path / "resume.pt")
     assert saved["step"] == 2 and saved["generator"]["weight"].isfinite().all()
-
-
-def too_much(weight, step):
-    return torch.empty(2**60, dtype=torch.uint8)  # the real error of the CPU allocator
 
 
 def raising(error):
@@ -244,22 +240,6 @@ def raising(error):
         raise error
 
     return loss
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [
-        too_much,
-        raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")),
-        raising(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.")),
-        raising(MemoryError()),
-    ],
-)
-def test_out_of_memory_says_what_to_lower(loss):
-    with pytest.raises((RuntimeError, MemoryError)) as caught:
-        train(one_weight_gan(loss), nothing, TrainingConfig(steps=1, **CPU))
-    (note,) = caught.value.__notes__
-    assert "in step 0; if memory ran out, lower batch_size first" in note
 
 
 def test_other_errors_pass_as_they_are():
@@ -279,10 +259,12 @@ def test_batches_come_in_order_and_are_shared_out():
         return {"blended": torch.arange(6) + 10 * index}
 
     fabric = SimpleNamespace(device=torch.device("cpu"), global_rank=1, world_size=3)
-    shares = [batch["blended"].tolist() for batch in training._ahead(numbered, range(2, 5), fabric)]
-    assert shares == [[21, 24], [31, 34], [41, 44]]
-    with pytest.raises(ValueError, match="6 blended for 4 processes; make batch_size a multiple of 4"):
-        next(training._ahead(numbered, range(1), SimpleNamespace(**{**vars(fabric), "world_size": 4})))
+    state = SimpleNamespace(fabric=fabric, config=TrainingConfig(steps=3, discriminator_steps=2), step=1)
+    shares = [batch["blended"].tolist() for batch in training._ahead(numbered, state)]
+    assert shares == [[21, 24], [31, 34], [41, 44], [51, 54]]
+    fabric.world_size = 4
+    with pytest.raises(ValueError, match="a batch of 6 for 4 processes; make it a multiple of 4"):
+        next(training._ahead(numbered, state))
 
 
 def test_two_processes_give_the_losses_of_one(tmp_path):

@@ -101,7 +101,7 @@ def test_eight_bits_for_the_generator_only(path, gan):
 def test_a_truncated_file_is_refused(path, keep):
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
-    with pytest.raises(ValueError, match=r"a\.safetensors is damaged or no safetensors file"):
+    with pytest.raises(ValueError, match=r"a\.safetensors is damaged, .*get it again"):
         load_checkpoint(path)
 
 
@@ -120,34 +120,37 @@ def rewrite(path, change):
     [
         (
             lambda h, t, m: m.update(format="pt"),
-            "not written by this galnb: its format is 'pt', not 'galnb-1'",
+            "format 'pt' is unknown; known are galnb-1",
         ),
         (
             lambda h, t, m: (h.update(gan="stylegan"), m.pop("galnb")),
-            r"holds a 'stylegan'; this version knows \['deb",
+            "gan 'stylegan' is unknown; known are deblender",
         ),
         (
             lambda h, t, m: (h["config"].update(depth=3), m.pop("galnb")),
-            r"a\.safetensors has a config that this galnb refuses \(.*depth",
+            r"a\.safetensors is damaged, .*no field depth.*update galnb",
         ),
         (
             lambda h, t, m: (h["config"].update(dense=9), m.pop("galnb")),
-            "weights of the discriminator do not fit",
+            "not those that their config builds: discriminator.* differ",
         ),
-        (lambda h, t, m: t.pop("discriminator.0.bias"), "weights of the discriminator do not fit its config"),
+        (
+            lambda h, t, m: t.pop("discriminator.0.bias"),
+            r"not those that their config builds: discriminator\.0\.bias differ",
+        ),
         (
             lambda h, t, m: (h["config"].update(size=17), m.pop("galnb")),
-            r"a\.safetensors has a config .*size is 17",
+            r"a\.safetensors is damaged, or of another .*size is 17",
         ),
         (
             lambda h, t, m: m.update(galnb='{"gan": '),
-            r"a\.safetensors has a damaged header; expected JSON with",
+            r"a\.safetensors is damaged, .*JSON.*get it again",
         ),
-        (lambda h, t, m: m.update(galnb="[]"), r"a\.safetensors has a damaged header"),
-        (lambda h, t, m: (h.update(gan=["vanilla"]), m.pop("galnb")), "has a damaged header"),
-        (lambda h, t, m: (h.update(config=None), m.pop("galnb")), "has a damaged header"),
+        (lambda h, t, m: m.update(galnb="[]"), r"a\.safetensors is damaged,"),
+        (lambda h, t, m: (h.update(gan=["vanilla"]), m.pop("galnb")), "is damaged, or of another"),
+        (lambda h, t, m: (h.update(config=None), m.pop("galnb")), "is damaged, or of another"),
         *(
-            (lambda h, t, m, name=name: (h.pop(name), m.pop("galnb")), f"has a damaged header.*'{name}'")
+            (lambda h, t, m, name=name: (h.pop(name), m.pop("galnb")), f"is damaged, .*'{name}'")
             for name in ("gan", "config", "experiment", "step", "metrics")
         ),
     ],
@@ -174,18 +177,18 @@ def test_eight_bits_without_their_scales_are_refused(tmp_path, gan, change):
     with safe_open(path, framework="pt") as file:
         name = next(key for key in file.keys() if key.endswith(":scale")).removesuffix(":scale")  # noqa: SIM118
     rewrite(path, lambda header, tensors, metadata: change(tensors, name))
-    with pytest.raises(ValueError, match=rf"a\.safetensors is damaged: '{name}' needs its 8 bits"):
+    with pytest.raises(ValueError, match=rf"a\.safetensors is damaged, .*{name}"):
         load_checkpoint(path)
 
 
 def test_a_safetensors_file_of_another_program_is_refused(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="not written by this galnb: its format is None"):
+    with pytest.raises(ValueError, match="format None is unknown; known are galnb-1"):
         load_checkpoint(tmp_path / "other.safetensors")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*gone\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"no file at .*gone\.safetensors"):
         load_checkpoint(tmp_path / "gone.safetensors")
 
 
@@ -197,7 +200,7 @@ def test_shipped_weights_are_found_by_name(monkeypatch, path, gan):
     with pytest.raises(ValueError, match=r"no shipped weights are named 'tiny'; known are \['tiny@early'\]"):
         load_checkpoint("tiny")
     monkeypatch.setattr(checkpoints, "WEIGHTS", path.parent / "none")
-    with pytest.raises(ValueError, match="known are none yet"):
+    with pytest.raises(ValueError, match="known are \\[\\]"):
         shipped("tiny")
 
 
@@ -219,7 +222,7 @@ def test_saving_refuses_other_endings_and_what_is_not_json(tmp_path, gan):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool, "float16"])
 def test_saving_refuses_precisions_that_destroy_weights(tmp_path, gan, dtype):
-    with pytest.raises(ValueError, match=r"dtype is .*; expected one of \(torch\.float64, "):
+    with pytest.raises(ValueError, match=r"dtype .* is unknown; known are torch\.float64, "):
         save_checkpoint(tmp_path / "a.safetensors", gan, experiment={}, step=1, dtype=dtype)
     assert list(tmp_path.iterdir()) == []
 
@@ -286,7 +289,7 @@ def test_a_compiled_layer_is_saved_as_what_it_wraps(path, gan):
 )
 def test_networks_that_the_config_does_not_build_are_refused_while_saving(tmp_path, gan, part, change):
     other = replace(gan, **{part: change(getattr(gan, part))})
-    with pytest.raises(ValueError, match=f"the {part} is not the network that its config builds: .*own"):
+    with pytest.raises(ValueError, match=rf"not those that their config builds: {part}\..*own"):
         save_checkpoint(tmp_path / "b.safetensors", other, experiment={}, step=1)
     assert not (tmp_path / "b.safetensors").exists()
 
@@ -305,7 +308,7 @@ def test_networks_of_another_precision_come_back_in_float32(path, gan, dtype):
 def test_weights_that_are_no_floats_are_refused(path):
     whole = "discriminator.0.weight"
     rewrite(path, lambda h, tensors, m: tensors.update({whole: tensors[whole].to(torch.int32)}))
-    with pytest.raises(ValueError, match=r"weights of the discriminator do not fit its config: 0\.weight"):
+    with pytest.raises(ValueError, match=r"not those that their config builds: discriminator\.0\.weight"):
         load_checkpoint(path)
 
 
@@ -313,13 +316,11 @@ def test_paths_that_are_folders_or_below_files_are_refused(tmp_path, path, gan, 
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(ValueError, match=r"expected a file name .* not a folder"):
         save_checkpoint(tmp_path / "folder.safetensors", gan, experiment={}, step=1)
-    with pytest.raises(ValueError, match=r"cannot write .*a\.safetensors/b\.safetensors.*choose another"):
-        save_checkpoint(path / "b.safetensors", gan, experiment={}, step=1)
     assert save_checkpoint(tmp_path / "new" / "c.safetensors", gan, experiment={}, step=1).is_file()
-    with pytest.raises(ValueError, match=r"new is a folder; .*in there are: c\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"no file at .*new; expected one that save_checkpoint wrote"):
         load_checkpoint(tmp_path / "new")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"new is a folder"):
+    with pytest.raises(ValueError, match=r"no shipped weights are named 'new'; known are .*deblender"):
         load_checkpoint("new")
     (tmp_path / "radio-plain").mkdir()  # a run's folder; the name still means the weights
     assert load_checkpoint("radio-plain").gan.name == "radio"

@@ -5,10 +5,10 @@ They stand in `presets.toml`; a file of yours in the same form works as well. Ch
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
-from inspect import formatannotation
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 
@@ -17,11 +17,7 @@ from galnb.blending import Perturbation
 from galnb.blending.batches import blend_batches, image_batches, labelled_batches, mix_batches
 from galnb.checks import one_of
 from galnb.gans import Batch, Gan, from_json
-from galnb.gans.deblender import DeblenderConfig
 from galnb.gans.features import feature_network
-from galnb.gans.lightweight import LightweightConfig
-from galnb.gans.radio import RadioConfig
-from galnb.gans.vanilla import VanillaConfig
 from galnb.training import History, TrainingConfig, load_checkpoint, train
 from galnb.training.checkpoints import GANS, differences
 
@@ -54,7 +50,7 @@ class GanExperiment:
     minutes: float
     memory_gib: float
     gan: str
-    model: DeblenderConfig | LightweightConfig | RadioConfig | VanillaConfig
+    model: Any
     training: TrainingConfig
     batch_size: int
     images: int = 0
@@ -71,67 +67,44 @@ def experiment(name: str, preset: str) -> Experiment | GanExperiment:
     ValueError names file, table and field of what is unknown or does not fit.
     """
     one_of("preset", preset, _PRESETS)
-    file, table, tables = _tables(name)
-    where = f"{file}, [{table}] at preset {preset!r}"
-    values, presets = _resolved(tables, table, preset, where, seen=())
-    if presets and preset not in presets:
-        raise ValueError(f"{where}: the table has only the presets {', '.join(sorted(presets))}")
     try:
-        if "gan" not in values:
-            return _built(Experiment, values)
-        one_of("gan", values["gan"], GANS)
-        if values["gan"] != "deblender" and (extra := {"rule", "fill", "turn_first"} & values.keys()):
-            raise ValueError(f"{', '.join(sorted(extra))}: only a deblender takes that; leave it out")
-        model = _built(GANS[values["gan"]][0], values.get("model", {}))
-        return _built(GanExperiment, {**values, "model": model})
+        table, tables = _tables(name)
+        kind, values = Experiment, _resolved(tables, table, preset)
+        if "gan" in values:
+            one_of("gan", values["gan"], GANS)
+            model = from_json(GANS[values["gan"]][0], values.get("model", {}))
+            kind, values = GanExperiment, {**values, "model": model}
+        return from_json(kind, values)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{name} at preset {preset!r}: {error}") from error
 
 
-def _tables(name: str) -> tuple[Path, str, dict[str, dict]]:
-    """Return the file of an experiment, its table in there, and all tables that `like` may mean."""
-    file, table, known = _FILE, name, _read(_FILE)
-    own, (path, dot, place) = known, name.partition(".toml")
-    if dot:
-        file = Path(path + dot)
-        own = _read(file)
-        table = place.removeprefix(":") or (next(iter(own)) if len(own) == 1 else "")
-    one_of(f"experiment {file.name}:NAME", table, own)
-    return file, table, {**known, **own}
+def _tables(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the table that a name means, and all tables that `like` may mean."""
+    path, dot, table = name.partition(".toml")
+    own = _read(Path(path + dot) if dot else _FILE)
+    table = (table.removeprefix(":") or next(iter(own), "")) if dot else name
+    one_of("experiment", table, own)
+    return table, {**_read(_FILE), **own}
 
 
-def _read(file: Path) -> dict[str, dict]:
+def _read(file: Path) -> dict[str, Any]:
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise FileNotFoundError(f"{file} cannot be read ({error.strerror}); give its path") from error
-    except ValueError as error:  # its message names line and column
-        raise ValueError(f"{file} is not TOML: {error}") from error
-    for name, table in tables.items():
-        if not isinstance(table, dict):
-            raise ValueError(f"{file}: {name!r} stands outside of a table; write [NAME] above it")
-    return tables
 
 
-def _resolved(
-    tables: Mapping, name: str, preset: str, where: str, seen: tuple[tuple[str, str], ...]
-) -> tuple[dict[str, Any], set[str]]:
-    """Return the fields of a table at a preset, laid over what it is `like`, and the presets that it has."""
-    if name not in tables or (name, preset) in seen:
-        raise ValueError(f"{where}: like = {name!r} is unknown or leads back; known are {sorted(tables)}")
+def _resolved(tables: Mapping[str, Any], name: str, preset: str, above: tuple[str, ...] = ()) -> dict:
+    """Return the fields of a table at a preset, laid over those of the table that it is `like`."""
+    if name not in tables or name in above:
+        raise ValueError(f"like = {name!r} is unknown or leads back; known are {', '.join(tables)}")
     table = tables[name]
-    values, presets = {}, {key for key in table if key in _PRESETS}
-    shared = {key: value for key, value in table.items() if key not in _PRESETS}
-    for layer in (shared, table.get(preset, {})):
-        if not isinstance(layer, dict):
-            raise ValueError(f"{where}: {preset} = {layer!r}; expected a table of fields")
-        if "like" in layer:
-            other, _, at = str(layer["like"]).rpartition(".")
-            other, at = (other, at) if other and at in _PRESETS else (str(layer["like"]), preset)
-            found, more = _resolved(tables, other, at, where, (*seen, (name, preset)))
-            values, presets = _merged(values, found), presets | more
-        values = _merged(values, {key: value for key, value in layer.items() if key != "like"})
-    return values, presets
+    if not isinstance(table, dict) or not isinstance(table.get(preset, {}), dict):
+        raise ValueError(f"[{name}] is {table!r}; expected a table of fields, and such a table at {preset!r}")
+    like = _resolved(tables, str(table["like"]), preset, (*above, name)) if "like" in table else {}
+    shared = {field: value for field, value in table.items() if field not in ("like", *_PRESETS)}
+    return _merged(_merged(like, shared), table.get(preset, {}))
 
 
 def _merged(values: Mapping, more: Mapping) -> dict[str, Any]:
@@ -140,46 +113,24 @@ def _merged(values: Mapping, more: Mapping) -> dict[str, Any]:
     return {**values, **more, **{name: _merged(values[name], more[name]) for name in both}}
 
 
-def _built(kind: type, values: Any) -> Any:
-    """Build a frozen dataclass from a table; ValueError names a field of another type."""
-    hints = get_type_hints(kind)
-    for name, value in values.items() if isinstance(values, dict) else ():
-        hint = hints.get(name, Any)
-        if is_dataclass(hint) and isinstance(value, dict):
-            values = {**values, name: _built(hint, value)}
-        elif hint is not Any and not _fits(value, hint):
-            raise ValueError(f"{kind.__name__}: {name} = {value!r}, expected {formatannotation(hint)}")
-    return from_json(kind, values)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    inner = get_args(hint)
-    if get_origin(hint) is tuple:
-        wanted = inner[:1] * len(value) if inner[-1] is Ellipsis and isinstance(value, list) else inner
-        return isinstance(value, list) and len(value) == len(wanted) and all(map(_fits, value, wanted))
-    if inner:
-        return any(_fits(value, each) for each in inner)
-    return type(value) is hint or (hint is float and type(value) is int)
-
-
 def _blends(sources: Mapping[str, str], plan: GanExperiment, seed: int) -> Callable[[int], Batch]:
     """Build the endless blends that a deblender learns from; with both sources one in sixteen is Hubble's.
 
     Galaxy Zoo follows the protocol of Reiman & Göhre 2019: warp at 424 px, crop 240, box average to 80.
     """
-    size, made = plan.model.size, []
-    common = {"rule": plan.rule, "count": plan.model.count, "seed": seed}
-    few = max(1, plan.batch_size // 16) if len(sources) > 1 else plan.batch_size
+    both, made = len(sources) > 1, []
+    few = max(1, plan.batch_size // 16) if both else plan.batch_size
+    blends = partial(blend_batches, seed=seed, rule=plan.rule, count=plan.model.count)
     if "galaxyzoo" in sources:
         frames = _galaxy_zoo(sources["galaxyzoo"], plan, size=424, crop=424, dtype=torch.uint8)
-        how = {"perturbation": Perturbation(fill=plan.fill), "turn_first": plan.turn_first, **common}
-        many = plan.batch_size - few * (len(sources) > 1)
-        made.append(blend_batches(frames, batch_size=many, crop=240, size=size, **how))
+        how = {"perturbation": Perturbation(fill=plan.fill), "turn_first": plan.turn_first}
+        many = plan.batch_size - few if both else few
+        made.append(blends(frames, batch_size=many, crop=240, size=plan.model.size, **how))
     if "hubble" in sources:
         # A Hubble stamp has no surroundings to turn in; zeros would fill a third of it.
-        how = {"perturbation": Perturbation(fill="reflect"), **common}
-        how["turn_first"] = 0.0 if made else plan.turn_first
-        made.append(blend_batches(images.hubble_deep_field(size=size).pixels, batch_size=few, **how))
+        how = {"perturbation": Perturbation(fill="reflect"), "turn_first": 0.0 if both else plan.turn_first}
+        stamps = images.hubble_deep_field(size=plan.model.size).pixels
+        made.append(blends(stamps, batch_size=few, **how))
     return mix_batches(*made)
 
 
@@ -189,10 +140,10 @@ def _galaxy_zoo(folder: str, plan: GanExperiment, **how: Any) -> torch.Tensor:
 
 def _single(sources: Mapping[str, str], plan: GanExperiment, seed: int) -> Callable[[int], Batch]:
     size = plan.model.size
-    if "hubble" in sources:
-        pixels = images.hubble_deep_field(size=size, limit=plan.images or None).pixels
-    else:
+    if "galaxyzoo" in sources:
         pixels = _galaxy_zoo(sources["galaxyzoo"], plan, size=size, crop=max(size, 240))
+    else:
+        pixels = images.hubble_deep_field(size=size, limit=plan.images or None).pixels
     return image_batches(pixels, batch_size=plan.batch_size, seed=seed)
 
 
@@ -205,11 +156,9 @@ def _radio(sources: Mapping[str, str], plan: GanExperiment, seed: int) -> Callab
 
 def class_numbers(labels: Sequence[str]) -> torch.Tensor:
     """Return the position (B,) of each class name in `galnb.images.RADIO_CLASSES`."""
-    known = images.RADIO_CLASSES
-    unknown = sorted(set(labels) - set(known))
-    if unknown:
-        raise ValueError(f"classes {unknown} are unknown; known are {', '.join(known)}")
-    return torch.tensor([known.index(label) for label in labels], dtype=torch.long)
+    for label in set(labels):
+        one_of("class", label, images.RADIO_CLASSES)
+    return torch.tensor([images.RADIO_CLASSES.index(label) for label in labels], dtype=torch.long)
 
 
 _ZOO = "galaxyzoo:FOLDER"
@@ -231,9 +180,7 @@ def run(
     start: str | Path | None = None,
     features: str | None = None,
     steps: int | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: bool = True,
+    **options: Any,
 ) -> History:
     """Train a GAN as an experiment says; leave checkpoints, resume.pt and history.json in the folder.
 
@@ -242,31 +189,27 @@ def run(
     start: shipped weights or a checkpoint to begin with. Its generator must have the sizes of this one; a
         judge of another make is left out and begins anew, and the story says so.
     features: key of `gans.features.FEATURES`: compares images during a deblender's burn-in.
-    steps: other than the preset's. resume, overwrite, progress: see `train`.
+    steps: other than the preset's. options: resume, overwrite and progress of `train`.
     """
     plan = experiment(name, preset)
     if isinstance(plan, Experiment):
         raise ValueError(f"{name!r} has no gan to train; give deblender-bounded, ... or a .toml file")
-    training = plan.training if steps is None else replace(plan.training, steps=steps)
-    make, known = _DATA[plan.gan]
-    data = data or known[0]
-    sources = dict(source.partition(":")[::2] for source in data.split(","))
-    pattern = ",".join(f"{kind}:FOLDER" if place else kind for kind, place in sources.items())
-    if pattern not in known or len(sources) != data.count(",") + 1:
-        raise ValueError(f"data {data!r} are unknown for {name}; give {' or '.join(known)}")
-    story = {
-        "name": _tables(name)[1], "preset": preset, "data": ",".join(sources), "split": "train",
-        "batch_size": plan.batch_size, "images": plan.images,
-    }  # fmt: skip
-    if features and plan.gan != "deblender":
+    blends = plan.gan == "deblender"
+    if features and not blends:
         raise ValueError(f"{name} takes no features ({features!r}); only a deblender has a burn-in")
-    if plan.gan == "deblender":
-        story |= {"rule": plan.rule, "fill": plan.fill, "turn_first": plan.turn_first}
+    make, known = _DATA[plan.gan]
+    sources = [source.partition(":")[::2] for source in (data or known[0]).split(",")]
+    if ",".join(f"{kind}:FOLDER" if place else kind for kind, place in sources) not in known:
+        raise ValueError(f"data {data!r} are unknown for {name}; give {' or '.join(known)}")
+    story = {"name": _tables(name)[0], "preset": preset, "data": ",".join(kind for kind, _ in sources)}
+    told = ("batch_size", "images", *(("rule", "fill", "turn_first") if blends else ()))
+    story |= {"split": "train", **{field: getattr(plan, field) for field in told}}
     story |= {"features": features} if features else {}
     gan = GANS[plan.gan][1](plan.model, **({"features": feature_network(features)} if features else {}))
     story |= _begin_with(gan, start) if start else {}
-    batches, how = make(sources, plan, training.seed), {"resume": resume, "overwrite": overwrite}
-    return train(gan, batches, training, folder=folder, experiment=story, progress=progress, **how)
+    training = plan.training if steps is None else replace(plan.training, steps=steps)
+    batches = make(dict(sources), plan, training.seed)
+    return train(gan, batches, training, folder=folder, experiment=story, **{"progress": True, **options})
 
 
 def _begin_with(gan: Gan, start: str | Path) -> dict[str, str]:
@@ -278,8 +221,6 @@ def _begin_with(gan: Gan, start: str | Path) -> dict[str, str]:
             mine.load_state_dict(other)
             taken.append(part)
     if "generator" not in taken:
-        raise ValueError(
-            f"{start} holds a generator of other sizes ({given.config}) than this experiment trains "
-            f"({gan.config}); start with weights of the same name"
-        )
+        told = f"{start} holds a generator of other sizes ({given.config})"
+        raise ValueError(f"{told} than {gan.config}; start with weights of the same name")
     return {"start": Path(start).stem, "start_parts": ", ".join(taken)}

@@ -1,6 +1,8 @@
 """One step of GAN training, the numbers that rule it, and what it changes. Chapter 04, The deblender GAN."""
 
+import copy
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,7 +15,6 @@ from torch import nn
 from galnb.checks import at_least, one_of
 from galnb.gans import Batch, Gan
 
-_PRECISIONS = ("32-true", "bf16-mixed")  # fp16 would need its losses scaled
 _SCHEDULES = {
     "constant": lambda progress: 1.0,
     "drop": lambda progress: 1.0 if progress < 0.5 else 0.1,
@@ -49,24 +50,19 @@ class TrainingConfig:
     seed: int = 0  # of what the losses draw; data have their own
 
     def __post_init__(self):
-        at_least(1, steps=self.steps, save_every=self.save_every)
-        at_least(
-            1, discriminator_steps=self.discriminator_steps, discriminator_every=self.discriminator_every
-        )
+        counts = ("steps", "save_every", "discriminator_steps", "discriminator_every")
+        at_least(1, **{name: getattr(self, name) for name in counts})
         at_least(0, burn_in=self.burn_in, warmup=self.warmup)
         at_least(0.0, ema=self.ema, gradient_clip=self.gradient_clip, weight_decay=self.weight_decay)
-        for name in ("learning_rate", "discriminator_learning_rate", "loss_limit"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
+        positive = ("learning_rate", "discriminator_learning_rate", "loss_limit")
+        at_least(1e-12, **{name: getattr(self, name) for name in positive})
         one_of("schedule", self.schedule, _SCHEDULES)
-        one_of("precision", self.precision, _PRECISIONS)
+        one_of("precision", self.precision, ("32-true", "bf16-mixed"))  # fp16 would need its losses scaled
         if not self.ema < 1:
             raise ValueError(f"ema is {self.ema}; expected less than 1, for example 0.999")
         fine = {name for name, share in self.stages if 0 < share <= 1 and Path(name).name == name}
         if len(fine) < len(self.stages):
-            raise ValueError(
-                f"stages are {self.stages}; expected unlike file names, each with a share in (0, 1]"
-            )
+            raise ValueError(f"stages {self.stages}: expected unlike file names, each with a share in (0, 1]")
 
 
 @dataclass
@@ -85,38 +81,66 @@ class History:
         self.steps.append(step)
 
 
+def networks(gan: Gan) -> nn.ModuleDict:
+    """Return both networks as one module, whose weights are named "generator.…" and "discriminator.…"."""
+    return nn.ModuleDict({"generator": gan.generator, "discriminator": gan.discriminator})
+
+
 @dataclass
 class State:
-    """Hold all that changes during a run."""
+    """Hold all that a run works with and changes."""
 
     gan: Gan
+    fast: Gan  # the same weights, as the steps use them: compiled, in another layout
+    config: TrainingConfig
+    fabric: Any  # device and processes
     average: nn.Module | None  # running mean of the generator
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
     history: History = field(default_factory=History)
     step: int = 0  # generator steps taken
-    saved: int = 0  # step of the last resume point
 
     def kept(self) -> Gan:
-        """Return the GAN as it is saved and shown: with the mean generator where there is one."""
+        """Return the GAN that is shown and saved: with the mean generator, if there is one."""
         return self.gan if self.average is None else replace(self.gan, generator=self.average)
 
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         """Return what has a state dict, by name."""
-        names = ("generator_optimizer", "discriminator_optimizer", *(("average",) if self.average else ()))
-        networks = {"generator": self.gan.generator, "discriminator": self.gan.discriminator}
-        return networks | {name: getattr(self, name) for name in names}
+        own = ("generator_optimizer", "discriminator_optimizer", "average")
+        parts = {**networks(self.gan), **{name: getattr(self, name) for name in own}}
+        return {name: part for name, part in parts.items() if part is not None}
 
 
-def take_step(
-    gan: Gan, state: State, feed: Iterator[Batch], config: TrainingConfig, fabric: Any
-) -> dict[str, float]:
+def begin(gan: Gan, config: TrainingConfig) -> State:
+    """Bring both networks to the device, ready to learn; under torchrun in all processes that it started."""
+    from lightning_fabric import Fabric  # as slow to import as torch: only those who train pay
+
+    local, nodes = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+    fabric = Fabric(accelerator=config.device, devices=local, num_nodes=nodes, precision=config.precision)
+    fabric.launch()
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    networks(gan).to(fabric.device, memory_format=layout).train()
+    average = copy.deepcopy(gan.generator).requires_grad_(False).eval() if config.ema else None
+    optimizers = (  # each step sets their rates
+        torch.optim.AdamW(network.parameters(), betas=config.betas, weight_decay=decay)
+        for network, decay in ((gan.generator, config.weight_decay), (gan.discriminator, 0.0))
+    )
+
+    def prepare(images: torch.Tensor) -> torch.Tensor:
+        images = gan.prepare(images)
+        return images.to(memory_format=layout) if images.dim() == 4 else images
+
+    compiled = {part: torch.compile(network) for part, network in networks(gan).items() if config.compile}
+    fast = replace(gan, prepare=prepare, **compiled)
+    return State(gan, fast, config, fabric, average, *optimizers)
+
+
+def take_step(state: State, feed: Iterator[Batch]) -> dict[str, float]:
     """Take one generator step and the discriminator steps before it; return each loss, mean of all processes.
 
-    gan: the networks of `state`, maybe compiled; feed: batches on the device, in order.
-    Weights and optimisers of `state` change; its step is not counted here.
+    feed: batches on the device, in order. Weights, optimisers, history and step of `state` change.
     """
-    step = state.step
+    gan, config, fabric, step = state.fast, state.config, state.fabric, state.step
     pace = _SCHEDULES[config.schedule](step / config.steps) * min(1.0, (step + 1) / max(1, config.warmup))
     state.generator_optimizer.param_groups[0]["lr"] = config.learning_rate * pace
     state.discriminator_optimizer.param_groups[0]["lr"] = config.discriminator_learning_rate * pace
@@ -131,18 +155,21 @@ def take_step(
         if turn:
             with fabric.autocast():
                 parts = gan.discriminator_loss(gan, batch, noise)
-            _descend(parts["total"], state.discriminator_optimizer, config, fabric)
+            _descend(parts["total"], state.discriminator_optimizer, state)
             losses |= {f"discriminator/{name}": value for name, value in parts.items()}
     burning = step < config.burn_in and gan.burn_in_loss is not None
     with _frozen(state.gan.discriminator):
         with fabric.autocast():
             parts = (gan.burn_in_loss if burning else gan.generator_loss)(gan, batch, noise)
-        _descend(parts["total"], state.generator_optimizer, config, fabric)
+        _descend(parts["total"], state.generator_optimizer, state)
     losses |= {f"{'burn_in' if burning else 'generator'}/{name}": value for name, value in parts.items()}
     if state.average is not None:
         _update_average(state.average, state.gan.generator, min(config.ema, (step + 1) / (step + 10)))
     means = fabric.all_reduce(torch.stack([value.detach().float() for value in losses.values()]))
-    return dict(zip(losses, means.tolist(), strict=True))
+    losses = dict(zip(losses, means.tolist(), strict=True))
+    state.history.add(step, losses)
+    state.step += 1
+    return losses
 
 
 @contextmanager
@@ -160,18 +187,15 @@ def _frozen(network: nn.Module) -> Iterator[None]:
             setattr(thing, switch, True)
 
 
-def _descend(
-    loss: torch.Tensor, optimizer: torch.optim.Optimizer, config: TrainingConfig, fabric: Any
-) -> None:
+def _descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer, state: State) -> None:
     optimizer.zero_grad()
     loss.backward()
     learning = [weight for weight in optimizer.param_groups[0]["params"] if weight.grad is not None]
-    if fabric.world_size > 1:
-        mean = fabric.all_reduce(torch.cat([weight.grad.flatten() for weight in learning]), reduce_op="mean")
-        for weight, part in zip(learning, mean.split([weight.numel() for weight in learning]), strict=True):
-            weight.grad.copy_(part.view_as(weight))
-    if config.gradient_clip:
-        nn.utils.clip_grad_norm_(learning, config.gradient_clip)
+    if state.fabric.world_size > 1:
+        for weight in learning:
+            weight.grad.copy_(state.fabric.all_reduce(weight.grad, reduce_op="mean"))
+    if state.config.gradient_clip:
+        nn.utils.clip_grad_norm_(learning, state.config.gradient_clip)
     optimizer.step()
 
 
