@@ -72,10 +72,7 @@ class Blends:
 
 
 def _blend_sum(galaxies: torch.Tensor) -> torch.Tensor:
-    """Add the light of (B, N, C, H, W) above one common sky: first + sum(others - sky), cut to [0, 1].
-
-    The sky is that of the ring of the first; where a zero fill stands in another, the sum falls below it.
-    """
+    """Add the light of (B, N, C, H, W) above the first's sky: first + sum(others - sky), cut to [0, 1]."""
     sky = ring_level(galaxies[:, 0])
     return (galaxies.sum(1) - (galaxies.shape[1] - 1) * sky).clamp(0, 1)
 

@@ -22,7 +22,6 @@ def blend_batches(
     """Draw fresh blends: `"blended"` (batch, C, size, size) and `"galaxies"` (batch, N, C, size, size).
 
     images: (B, C, H, W), floats in [0, 1]; or uint8 in 0..255, to keep thousands of large frames in memory.
-    batch_size: blends per batch.
     turn_first: share of the galaxies 0 that are turned by any angle before the crop, so that they have been
         resampled as the others are. There is no fill: images must be sqrt(2) times as large as `crop`.
     options: rule, count, perturbation, crop and size of `galnb.blending.make_blends`.
@@ -98,9 +97,7 @@ def labelled_batches(
     """Draw `"images"` (batch, C, size, size), turned by any angle and mirrored; and `"labels"` (batch,).
 
     images: (B, C, H, W) in [0, 1]; larger than `size` by about 1.4, or black fills corners after turning.
-    labels: (B,), whole numbers.
-    batch_size: images per batch, drawn with replacement in the proportions of the set.
-    size: side of the crop, px.
+    labels: (B,), whole numbers. batch_size: images, drawn with replacement. size: side of the crop, px.
 
     Pixels are picked, not mixed: the sky of FIRST stays exactly 0 and peaks keep their height.
     """

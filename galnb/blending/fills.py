@@ -22,11 +22,7 @@ def _fill_reflect(frames: torch.Tensor, grid: torch.Tensor, generator: torch.Gen
 
 
 def fill_noise(frames: torch.Tensor, grid: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Sample frames that lie in an endless sky of noise with the statistics of their own sky (`sky_tile`).
-
-    The sky is resampled as the image is: a shrunken, averaged sky is calmer than the one in the frame.
-    Frames below 32 px are a ValueError.
-    """
+    """Sample frames in an endless sky of noise like their own (`sky_tile`), resampled as they are."""
     tile = sky_tile(frames, generator=generator)
     side = tile.shape[-1]
     half = grid.new_tensor([frames.shape[-1] / 2, frames.shape[-2] / 2])

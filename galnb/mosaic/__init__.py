@@ -14,10 +14,8 @@ from torch.nn import functional as F
 from galnb import checks
 from galnb.mosaic.stamps import CutOut, check_stamps, cut_out
 
-_COLUMNS = np.dtype(
-    [("x", "f8"), ("y", "f8"), ("radius", "f8"), ("flux", "f8"), ("source", "i4"), ("angle", "f8"),
-     ("scale", "f8"), ("blank", "?")]
-)  # fmt: skip
+_MEASURES = ("x", "y", "radius", "flux", "angle", "scale")
+_COLUMNS = np.dtype([*((name, "f8") for name in _MEASURES), ("source", "i4"), ("blank", "?")])
 
 
 @dataclass(frozen=True)
@@ -68,16 +66,14 @@ def compose(
     galaxies: (B, 3, S, S) in [0, 1], stamps of 16 px or more; their own sky stays behind (`cut_out`).
     size: side, or height and width, of the field, px; no placement may be larger.
     placements: how many times a stamp is placed.
-    generator: CPU generator; fields of the same size, number of placements and seed have the same places,
-        turns and sizes, whatever their galaxies.
+    generator: on the CPU; equal seeds give equal places, turns and sizes, whatever the galaxies.
     blanks: indices of stamps that serve as blank space.
     blank_share: share of the placements that they get; by default their share of the stamps.
     scales: smallest and largest scale; its logarithm is uniform between them.
     sky, noise: level and standard deviation of the sky; the defaults resemble Galaxy Zoo's at 64 px.
 
     Sky and noise are drawn once for the whole field, after the light, so that neither jumps at a frame. A
-    stamp is shrunk by whole halvings, then bilinearly. The values are those of stretched JPEG images; their
-    sum is a picture's, not a photometer's.
+    stamp is shrunk by whole halvings, then bilinearly. Values are a picture's, not a photometer's.
     """
     check_stamps(galaxies)
     checks.check_generator(generator)
@@ -189,10 +185,7 @@ def _add_light(image: torch.Tensor, light: torch.Tensor, catalogue: np.ndarray) 
 
 
 def _warp(stamps: torch.Tensor, side: int, level: int, rows: np.ndarray, box: int) -> tuple:
-    """Return the light (K, 3, box, box) and the field's pixel (x, y) that each box begins at.
-
-    `stamps` have been halved `level` times; their side was `side`.
-    """
+    """Return the light (K, 3, box, box) of stamps of `side` px, halved `level` times, and where it begins."""
     middle = np.stack([rows["x"], rows["y"]], 1)
     corners = np.rint(middle - (box - 1) / 2).astype(int)
     off = corners + (box - 1) / 2 - middle  # from the middle of the stamp to that of the box

@@ -32,8 +32,8 @@ def cut_out(galaxies: torch.Tensor) -> CutOut:
 
     The footprint is the connected region, of those above 3 deviations of the smoothed sky, that holds most
     light near the middle. Sky and deviation are median and 1.4826 MAD of the outermost S/16 px, smoothed by
-    1.5 px for the latter. The footprint is blurred, so that neither the stamp's sky nor its noise ends at a
-    line, and falls to 0 within the circle that the stamp's frame encloses, so that no frame can be seen.
+    1.5 px for the latter. The footprint is blurred and falls to 0 within the circle that the frame encloses,
+    so that neither the stamp's sky nor its noise ends at a line.
     """
     check_stamps(galaxies)
     parts = [_cut(part.float().cpu()) for part in galaxies.detach().split(256)]  # bounds the memory
