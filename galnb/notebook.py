@@ -9,7 +9,6 @@ import json
 import math
 import platform
 import re
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,7 +24,6 @@ from galnb.files import write_atomically
 from galnb.training import experiments
 
 RECORDS = Path(__file__).parent / "records"
-_RESERVED = ("run", "exercises")
 _PACKAGES = ("galnb", "torch", "torchvision", "numpy", "scikit-image", "matplotlib")
 
 
@@ -62,21 +60,16 @@ def verdict(
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Hold the settings of one run of a notebook and write its `results.json`.
-
-    experiment: frozen dataclass of the preset, with `.minutes` and `.memory_gib`.
-    folder: all that the notebook writes goes here. generator: on the CPU, already seeded.
-    started: reading of `time.perf_counter`, s.
-    """
+    """Hold the settings of one run of a notebook and write its `results.json`."""
 
     name: str
     preset: str
     seed: int
     device: torch.device
-    folder: Path
-    experiment: Any
-    generator: torch.Generator
-    started: float
+    folder: Path  # all that the notebook writes goes here
+    experiment: Any  # of the preset, with `.minutes` and `.memory_gib`
+    generator: torch.Generator  # on the CPU, already seeded
+    started: float  # reading of `time.perf_counter`, s
 
     def summary(self) -> str:
         """Say in one paragraph what will run, where, how long it takes (minutes) and its memory (GiB)."""
@@ -95,7 +88,7 @@ class Run:
         values: finite numbers, text, booleans, None, tensors, arrays, paths, or lists and dicts of these;
             anything else, and the names "run" and "exercises", are a ValueError.
         """
-        if taken := sorted(set(values) & set(_RESERVED)):
+        if taken := sorted(values.keys() & {"run", "exercises"}):
             raise ValueError(f"results.json keeps {taken} for itself; record the value under another name")
         self._merge({key: _plain(value, key) for key, value in values.items()})
 
@@ -121,15 +114,9 @@ class Run:
 
     def _merge(self, values: dict[str, Any]) -> None:
         path = self.folder / "results.json"
-        run = {
-            "name": self.name,
-            "preset": self.preset,
-            "seed": self.seed,
-            "device": str(self.device),
-            "seconds": round(time.perf_counter() - self.started, 3),
-            "peak_memory_gib": _peak_memory_gib(),
-            "versions": _versions(),
-        }
+        run = {"name": self.name, "preset": self.preset, "seed": self.seed, "device": str(self.device)}
+        run |= {"seconds": round(time.perf_counter() - self.started, 3), "versions": _versions()}
+        run |= {"peak_memory_gib": _peak_memory_gib()}
         _write(path, {**_read(path), **values, "run": run})
 
 
@@ -146,8 +133,7 @@ def start(name: str, *, preset: str = "quick", seed: int = 0, device: str = "aut
     if not re.fullmatch(r"[\w-]+", name):
         raise ValueError(f"name is {name!r}; expected the notebook's name without folder and ending")
     at_least(0, seed=seed)
-    experiment = experiments.experiment(name, preset)
-    chosen = _device(device)
+    experiment, chosen = experiments.experiment(name, preset), _device(device)
     folder = (Path(out_dir or "galnb_output").expanduser() / name).resolve()
     generator = torch.Generator().manual_seed(seed)
     run = Run(name, preset, int(seed), chosen, folder, experiment, generator, time.perf_counter())
@@ -179,14 +165,13 @@ def _device_sentence(preset: str, device: torch.device) -> str:
 
 
 def _agree(answer: Any, expected: Any, tolerance: float) -> bool:
-    if isinstance(expected, str) or isinstance(answer, str):
-        same = isinstance(expected, str) and isinstance(answer, str)
-        return same and answer.strip().casefold() == expected.strip().casefold()
+    if isinstance(expected, str):
+        return isinstance(answer, str) and answer.strip().casefold() == expected.strip().casefold()
+    wanted = torch.as_tensor(expected).detach().to("cpu", torch.float64)
     try:
         given = torch.as_tensor(answer).detach().to("cpu", torch.float64)
-        wanted = torch.as_tensor(expected).detach().to("cpu", torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        return type(answer) is type(expected) and bool(answer == expected)
+    except (TypeError, ValueError, RuntimeError):  # text, or a ragged list
+        return False
     return given.shape == wanted.shape and bool(((given - wanted).abs() <= tolerance).all())
 
 
@@ -200,13 +185,9 @@ def _plain(value: Any, key: str) -> Any:
         return [_plain(item, key) for item in value]
     if isinstance(value, Path | torch.device | torch.dtype):
         return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{key} is {value}; results.json takes finite numbers only")
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, int | str | None) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise ValueError(
-        f"{key} is a {type(value).__name__}; expected numbers, text, or lists and dicts of these"
-    )
+    raise ValueError(f"{key} is {value!r}; expected finite numbers, text, or lists and dicts of these")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -226,13 +207,6 @@ def _versions() -> dict[str, str]:
 
 
 def _peak_memory_gib() -> float | None:
-    """Return the largest resident memory of this process so far; None where the system does not tell."""
-    with suppress(OSError, TypeError):  # Linux hands ru_maxrss down from the parent: read the own mark there
-        status = Path("/proc/self/status").read_text()
-        return round(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**20, 3)
-    with suppress(ImportError):
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
-    return None
+    """Return the largest resident memory of this process so far; None where the system is not Linux."""
+    with suppress(OSError, TypeError):  # `resource` would give the parent's, if that is larger
+        return round(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20, 3)
