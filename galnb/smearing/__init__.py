@@ -46,14 +46,13 @@ def active_pixels(images: torch.Tensor) -> torch.Tensor:
 def align(images: torch.Tensor) -> torch.Tensor:
     """Centre each galaxy and turn its longest direction to lie along the rows.
 
-    images: (B, C, H, W) in [0, 1], square, else ValueError. Returns float32 of the same shape; blank images
-    come back as they were: they have no direction.
+    images: (B, C, H, W) in [0, 1], square, else ValueError. Returns float32 of the same shape, blank where it was.
     The direction is the first principal component of the light: the eigenvector of its second moments about
     its centre. That leaves four orientations, as a turn by 180 degrees and a mirror image have the same
     moments. Here the one is taken whose third moments along both axes are positive; `best_pairs` tries all.
     Pixels are interpolated linearly, which smears a little; black enters from outside.
     """
-    images = check_images(images)
+    images = check_images(images).clamp_min(0)  # rounding errors below 0 are no light
     side = images.shape[-1]
     if images.shape[-2] != side:
         raise ValueError(f"got images of {images.shape[-2]} x {side} px; align needs squares to turn them in")
@@ -66,14 +65,12 @@ def align(images: torch.Tensor) -> torch.Tensor:
     xx, yy = (columns @ grid**2) / total - x * x, (rows @ grid**2) / total - y * y
     xy = ((light @ grid) @ grid[:, None])[:, 0] / total - x * y
     angle = 0.5 * torch.atan2(2 * xy, xx - yy)
-    blank = images.flatten(1).amax(1) <= 0
-    turned = _turn(images, *(torch.where(blank, torch.zeros_like(t), t) for t in (angle, x, y)))
+    turned = _turn(images, angle, x, y)
     light = turned.sum(1)
     flip_x = (light.sum(1) @ grid**3) < 0  # the centre is at 0 now
     flip_y = (light.sum(2) @ grid**3) < 0
     turned = torch.where(flip_x[:, None, None, None], turned.flip(-1), turned)
-    turned = torch.where(flip_y[:, None, None, None], turned.flip(-2), turned)
-    return torch.where(blank[:, None, None, None], images, turned)
+    return torch.where(flip_y[:, None, None, None], turned.flip(-2), turned)
 
 
 def _turn(images, angle, x, y):
