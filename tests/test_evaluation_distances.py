@@ -157,7 +157,7 @@ def test_a_bootstrap_would_lie_above_the_distance(generator):
 
 def test_images_and_their_vectors_give_the_same(generator):
     a, b = (torch.rand(9, 3, 16, 16, generator=generator) for _ in range(2))
-    vectors = [embed(x, "random", batch=4) for x in (a, b)]
+    vectors = [embed(x, "random") for x in (a, b)]
     assert torch.allclose(vectors[0], feature_network("random", pooled=True)(a), atol=1e-6)
     network = feature_network("random", pooled=True)
     for distance in (frechet_distance, kernel_distance):
@@ -187,7 +187,7 @@ def test_bad_sets_are_refused(distance, generator):
 
 
 def test_bad_networks_and_halves_are_refused(generator, monkeypatch):
-    with pytest.raises(ValueError, match=r"random gives \(64, 2, 2\) per image, expected a vector"):
+    with pytest.raises(ValueError, match=r"features \(64, 2, 2\) of an image, expected a vector"):
         embed(torch.rand(2, 3, 16, 16), feature_network("random"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"galnb\[features\]"):
@@ -202,7 +202,6 @@ def test_bad_networks_and_halves_are_refused(generator, monkeypatch):
         (lambda a: a.tolist(), "got list; expected a tensor"),
         (lambda a: a[0], r"got \(3,\); expected a tensor"),
         (lambda a: a[:, :0], r"got \(6, 0\); .* D at least 1"),
-        (lambda a: a.double() * 1e160, r"finite, of one length, with numbers up to 1e\+25"),
         (lambda a: a * torch.inf, "finite"),
     ],
 )
@@ -213,14 +212,12 @@ def test_sets_of_another_kind_are_refused(distance, change, message, generator):
 
 
 @BOTH
-def test_the_largest_vectors_give_numbers_and_gradients_are_left_out(distance, generator):
+def test_gradients_are_left_out(distance, generator):
     a, b = normal(6, 3, generator).double().requires_grad_(), normal(6, 3, generator).double()
     assert distance(a, b, features="random") == distance(a.detach(), b, features="random")
-    large = [x.detach() / x.detach().abs().max() * distances._LARGEST for x in (a, b)]
-    assert np.isfinite(dataclasses.astuple(distance(*large, features="random"))[:3]).all()
 
 
 @pytest.mark.parametrize("other", [None, 3, np.random.default_rng(0)])
 def test_what_is_no_network_is_refused(other):
-    with pytest.raises(ValueError, match=r"features is .*; expected a name or a network"):
+    with pytest.raises(ValueError, match=r"feature network .* is unknown; known are"):
         embed(torch.rand(2, 3, 8, 8), other)

@@ -12,10 +12,10 @@ from galnb.images import ImageSet, turned
 from tests.tiny_runs import one_thread  # noqa: F401
 
 
-def table(images, bank, data_range=1.0):
+def table(images, bank):
     """SSIM of every pair by scikit-image, (B, N)."""
     pairs = [
-        structural_similarity(a, b, data_range=data_range, channel_axis=0)
+        structural_similarity(a, b, data_range=1.0, channel_axis=0)
         for a in images.double().numpy()
         for b in bank.double().numpy()
     ]
@@ -60,10 +60,9 @@ def test_flat_bright_images_keep_their_digits(generator):
     assert np.allclose(nearest(images, bank).scores[:, 0], wanted.max(1), atol=1e-5)
 
 
-def test_grey_images_and_other_ranges(generator):
-    images, bank = (4 * torch.rand(n, 1, 9, 7, generator=generator) - 1 for n in (2, 12))
-    found, wanted = nearest(images, bank, data_range=4), table(images, bank, 4.0)
-    assert np.allclose(found.scores[:, 0], wanted.max(1), atol=1e-5)
+def test_grey_images_of_another_shape(generator):
+    images, bank = (torch.rand(n, 1, 9, 7, generator=generator) for n in (2, 12))
+    assert np.allclose(nearest(images, bank).scores[:, 0], table(images, bank).max(1), atol=1e-5)
 
 
 def test_the_bank_may_come_in_any_form(sky, tmp_path, monkeypatch):
@@ -125,44 +124,33 @@ def test_it_agrees_with_the_metric(sky):
 def test_bad_banks_are_refused(sky):
     images = sky[:2]
     for bank in (sky[..., :30], sky[:, :1], iter([sky, sky[..., :30]])):
-        with pytest.raises(ValueError, match=r"bank holds images \(\d, 48, \d+\), expected \(3, 48, 40\)"):
+        with pytest.raises(ValueError, match=r"images \(3, 48, 40\) and a bank of \(\d, 48, \d+\); .*same"):
             nearest(images, bank)
     for bank in (sky[:3], [sky[:2], sky[:1]]):
         with pytest.raises(ValueError, match="count is 4, but the bank has only 3 images"):
             nearest(images, bank, count=4)
     with pytest.raises(ValueError, match="bank has only 0"):
         nearest(images, [])
-    with pytest.raises(ValueError, match=r"bank: got Tensor of shape \(3, 48, 40\)"):
+    with pytest.raises(ValueError, match=r"bank: got shape \(3, 48, 40\)"):
         nearest(images, iter(sky))
-    with pytest.raises(ValueError, match=r"from 0 to 255, wider than data_range=1"):
+    with pytest.raises(ValueError, match=r"bank: got values from 0 to 255, expected \[0, 1\]"):
         nearest(images, torch.tensor([0.0, 255.0]).repeat(960).reshape(1, 3, 16, 40).repeat(1, 1, 3, 1))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match=r"bank: got .*nan"):
         nearest(images, sky * torch.nan)
 
 
 def test_bad_images_are_refused(sky):
     for images in (sky[0], (sky * 255).byte(), sky[:0], sky.numpy(), ImageSet(sky, ("",) * len(sky), "")):
-        with pytest.raises(ValueError, match="expected a tensor of floats"):
+        with pytest.raises(ValueError, match="images: got"):
             nearest(images, sky)
-    with pytest.raises(ValueError, match=r"from -1 to 1, wider than data_range=1"):
+    with pytest.raises(ValueError, match=r"from -1 to 1, expected \[0, 1\]"):
         nearest(torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8), torch.rand(3, 3, 8, 8))
-    with pytest.raises(ValueError, match="48 x 6 px; expected 7 x 7 at least"):
+    with pytest.raises(ValueError, match="48 x 6 px; expected 7 or more"):
         nearest(sky[..., :6], sky)
-    with pytest.raises(ValueError, match=r"48 x 40 px; expected .* symmetries need squares"):
+    with pytest.raises(ValueError, match=r"48 x 40 px; expected .* symmetries: squares"):
         nearest(sky[:1], sky, symmetries=True)
     with pytest.raises(ValueError, match="count=0"):
         nearest(sky[:1], sky, count=0)
-    for wrong in (0, None, "1"):
-        with pytest.raises(ValueError, match=f"data_range is {wrong}"):
-            nearest(sky[:1], sky, data_range=wrong)
-
-
-@pytest.mark.parametrize(("level", "data_range"), [(10.0, 1.0), (1000.0, 1.0), (0.9, 0.001)])
-def test_a_level_far_above_the_range(sky, level, data_range):
-    images, bank = (data_range * part + level for part in (sky[:3], sky[3:9]))
-    found = nearest(images, bank, count=6, data_range=data_range)
-    wanted = np.take_along_axis(table(images, bank, data_range), found.indices.numpy(), 1)
-    assert np.abs(found.scores.numpy() - wanted).max() < 1e-5 * level + 1e-6
 
 
 @pytest.mark.parametrize("count", [7, 33, 100, 513])
@@ -176,7 +164,7 @@ def test_banks_of_other_numbers(sky):
     swapped = sky.numpy().astype(">f4")  # as FITS files have them
     assert torch.equal(nearest(sky[:2], swapped).indices, nearest(sky[:2], sky).indices)
     for wrong in (sky.to(torch.complex64), sky.bool(), (255 * sky).long()):
-        with pytest.raises(ValueError, match="8-bit"):
+        with pytest.raises(ValueError, match="bank: got dtype"):
             nearest(sky[:2], wrong)
     with pytest.raises(ValueError, match="bank is None"):
         nearest(sky[:2], None)
@@ -215,14 +203,13 @@ def test_a_planted_copy_is_found(noise, turn, generator):
     scores, control = (nearest(images, bank, symmetries=turn) for images in (new, held_out))
     found = memorisation(scores.scores, control.scores)
     assert isinstance(found, neighbours.Memorisation)
-    assert found.suspects[0] == 13 and found.quantiles[13] == 1 and scores.indices[13] == 66
+    assert found.suspects[0] == 13 and scores.indices[13] == 66
     clean = memorisation(scores.scores[torch.arange(20) != 13], control.scores)
     assert clean.chances[0.95] > 0.01 and found.fractions[0.95][0] > clean.fractions[0.95][0]
 
 
-def test_quantiles_are_counted():
+def test_images_above_a_quantile_are_counted():
     found = memorisation(torch.tensor([0.0, 0.5, 2.0, 9.0]), torch.arange(10.0), levels=(0.9, 0.5))
-    assert found.quantiles.tolist() == pytest.approx([0.05, 0.1, 0.25, 0.95])  # equal scores count half
     assert found.fractions[0.9][0] == 0.25 and found.fractions[0.5][0] == 0.25
     assert len(found.suspects) == 0
     assert memorisation(torch.tensor([1.0, 9.5, 10.0]), torch.arange(10.0), levels=()).suspects.tolist() == [
@@ -253,7 +240,7 @@ def test_chances_are_those_of_draws_from_one_sky():
 def test_of_several_neighbours_the_first_counts():
     ours, real = torch.tensor([[0.9, 0.1], [0.2, 0.1]]), torch.rand(50, 3).sort(descending=True).values
     one, other = memorisation(ours, real, levels=(0.9,)), memorisation(ours[:, 0], real[:, 0], levels=(0.9,))
-    assert torch.equal(one.quantiles, other.quantiles) and one.chances == other.chances
+    assert one.fractions == other.fractions and one.chances == other.chances
 
 
 def test_bad_scores_and_levels_are_refused():
@@ -263,11 +250,11 @@ def test_bad_scores_and_levels_are_refused():
             memorisation(bad, some, levels=(0.9,))
         with pytest.raises(ValueError, match=r"held_out is .*; expected a tensor"):
             memorisation(some, bad, levels=(0.9,))
-    with pytest.raises(ValueError, match=r"levels is 0\.95; expected a tuple"):
-        memorisation(some, some, levels=0.95)
-    with pytest.raises(ValueError, match=r"held_out holds 20 scores; .*finite"):
+    with pytest.raises(ValueError, match=r"held_out is .*of finite scores"):
         memorisation(some, some * torch.nan, levels=(0.9,))
-    with pytest.raises(ValueError, match=r"level 0\.99 of 20 held-out images; .*at least 1 / \(1 - level\)"):
+    with pytest.raises(
+        ValueError, match=r"level 0\.99 of 20 held-out images; expected .*an image or more above"
+    ):
         memorisation(some, some, levels=(0.99,))
     with pytest.raises(ValueError, match="level 95"):
         memorisation(some, some, levels=(95,))

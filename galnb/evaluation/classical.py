@@ -9,21 +9,20 @@ and astropy come with the extra ``galnb[sky]``; a `ModuleNotFoundError` names th
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
+from functools import partial
 
 import numpy as np
 import torch
 from scipy import ndimage
 
 from galnb import checks
-from galnb.evaluation.metrics import DETECTION_KERNEL, LEAST_NOISE, RING
+from galnb.evaluation.metrics import DETECTION_KERNEL, LEAST_NOISE, RING, check_places
 from galnb.images import check_images
 
 _COLUMNS = np.dtype([("x", "f8"), ("y", "f8"), ("radius", "f8"), ("flux", "f8"), ("area", "i4")])
 _FIELD_NOISE = 0.001  # least, for a sky without any, such as FIRST's: a quarter of a level of 8 bits
-
-# what is found in a stamp: places and peaks (K, 2), x and y in pixels; fluxes (K,); segments (H, W), 1..K
-_Sources = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+_MESH = 64  # px, side of the cells in which the background of a field is estimated
+_load = partial(checks.optional, extra="sky", purpose="finding sources")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def sep_segments(blended: torch.Tensor, *, detection: Detection = Detection()) -
     Pixels of further sources belong to neither galaxy. Without a second source the second image is sky,
     without any the first image is the blend. `TUNED` finds both galaxies of a JPEG image more often.
     """
-    return _cut(blended, _stamp_by_sep, detection)
+    return _cut(blended, _by_sep, detection)
 
 
 def photutils_segments(blended: torch.Tensor, *, detection: Detection = Detection()) -> torch.Tensor:
@@ -82,7 +81,7 @@ def photutils_segments(blended: torch.Tensor, *, detection: Detection = Detectio
 
     Unlike SEP, photutils keeps what may be noise on the wings of a brighter source.
     """
-    return _cut(blended, _stamp_by_photutils, detection)
+    return _cut(blended, _by_photutils, detection)
 
 
 def symmetry_templates(
@@ -99,17 +98,15 @@ def symmetry_templates(
     """
     channels, level, noise = sky_and_noise(blended)
     if centres is not None:
-        fits = isinstance(centres, torch.Tensor) and centres.shape == (len(blended), 2, 2)
-        if not fits or not centres.isfinite().all():
-            given = f"{type(centres).__name__} of shape {tuple(getattr(centres, 'shape', ()))}"
-            raise ValueError(f"centres: got {given}, expected finite (x, y), {(len(blended), 2, 2)}")
+        check_places("centres", centres, (len(blended), 2, 2))
     images = _array(blended)
     parts = np.repeat(np.broadcast_to(channels[..., None, None], images.shape)[:, None], 2, axis=1)
     for index, (image, part) in enumerate(zip(images, parts, strict=True)):
         light = image.sum(0) - level[index]
         if centres is None:
-            _, peaks, fluxes, _ = _stamp_by_sep(light, noise[index], detection)
-            chosen = _choose(peaks, fluxes, light)
+            found, _ = _by_sep(light, noise[index], detection)
+            peaks = np.stack([found["xpeak"], found["ypeak"]], 1)
+            chosen = _choose(peaks, found["flux"], light)
         else:
             peaks, chosen = _array(centres[index]) + _middle(light), [0, 1]
         if not chosen:
@@ -120,36 +117,31 @@ def symmetry_templates(
     return torch.from_numpy(parts).to(blended).clamp(0, 1)
 
 
-def detect(
-    image: torch.Tensor, *, method: str = "SEP", detection: Detection = Detection(), mesh: int = 64
-) -> np.ndarray:
+def detect(image: torch.Tensor, *, method: str = "SEP", detection: Detection = Detection()) -> np.ndarray:
     """Find sources in a field (C, H, W) in [0, 1], 8 px or more a side; the mean of the channels is searched.
 
     method: "SEP", or "photutils", which is slower, for small fields.
-    mesh: side of the cells in which the background is estimated, px.
     Returns a structured array, one row per source: ``x``, ``y`` px, (0, 0) = middle of the first pixel;
     ``radius``: half-light radius, px; ``flux``: light above the background in the pixels of the source, as in
-    `Mosaic.catalogue` but for the wings below the threshold, which are in no pixel of a source; ``area``:
-    pixels.
+    `Mosaic.catalogue` but for the wings below the threshold; ``area``: pixels.
     """
-    if not isinstance(image, torch.Tensor) or image.ndim != 3:
-        given = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
-        raise ValueError(f"got {given}, expected one image (C, H, W); of an ImageSet take .pixels[0]")
-    check_images(image[None], name="image")
     checks.one_of("method", method, _DETECTORS)
-    checks.at_least(8, mesh=mesh)
-    if min(image.shape[-2:]) < 8:
-        raise ValueError(f"got an image of {tuple(image.shape[-2:])} px; expected 8 or more a side")
-    light = image.detach().cpu().float().mean(0).contiguous().numpy()
-    return _DETECTORS[method](light, detection, min(mesh, *light.shape))
+    if not isinstance(image, torch.Tensor) or image.ndim != 3 or min(image.shape[-2:]) < 8:
+        given = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
+        wanted = "one image (C, H, W) of 8 px or more a side; of an ImageSet take .pixels[0]"
+        raise ValueError(f"got {given}, expected {wanted}")
+    light = check_images(image[None], name="image")[0].detach().cpu().mean(0).contiguous().numpy()
+    found, radius = _DETECTORS[method](light, detection, min(_MESH, *light.shape))
+    columns = found["x"], found["y"], radius, found["flux"], found["npix"]
+    return np.array(list(zip(*columns, strict=True)), _COLUMNS)
 
 
 def _cut(blended: torch.Tensor, find: Callable, detection: Detection) -> torch.Tensor:
     channels, level, noise = sky_and_noise(blended)
     masks = np.zeros((len(blended), 2, 1, *blended.shape[-2:]), bool)
     for light, sigma, mask in zip(_array(blended).sum(1) - level[:, None, None], noise, masks, strict=True):
-        places, _, fluxes, segments = find(light, sigma, detection)
-        chosen = _choose(places, fluxes, light)
+        found, segments = find(light, sigma, detection)[:2]
+        chosen = _choose(np.stack([found["x"], found["y"]], 1), found["flux"], light)
         for part, source in enumerate(chosen):
             mask[part, 0] = segments == source + 1
         mask[0] |= not chosen
@@ -177,49 +169,36 @@ def _shares(light: np.ndarray, peaks: np.ndarray) -> np.ndarray:
 def _turned(light: np.ndarray, twice_x: int, twice_y: int) -> np.ndarray:
     """Turn (C, H, W) by 180 degrees about (twice_x, twice_y) / 2; what comes from outside is 0."""
     height, width = light.shape[-2:]
-    rows, columns = twice_y - np.arange(height), twice_x - np.arange(width)
-    inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
-    return light[:, rows.clip(0, height - 1)][:, :, columns.clip(0, width - 1)] * inside
+    return ndimage.shift(light[:, ::-1, ::-1], (0, twice_y - height + 1, twice_x - width + 1), order=0)
 
 
-def _by_sep(
-    light: np.ndarray, noise: float, detection: Detection, segments: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return SEP's table of sources and, if asked for, the segments (H, W)."""
-    sep = _load("sep")
-    limits = sep.get_extract_pixstack(), sep.get_sub_object_limit()
-    sep.set_extract_pixstack(max(limits[0], light.size // 16))  # SEP's own is for a small, empty field
-    sep.set_sub_object_limit(max(limits[1], 8192))
-    try:
-        steps = {"deblend_nthresh": detection.levels, "deblend_cont": detection.contrast}
-        steps |= {"minarea": detection.min_area, "segmentation_map": segments}
-        found = sep.extract(np.ascontiguousarray(light), detection.threshold, noise, **steps)
-    finally:
-        sep.set_extract_pixstack(limits[0])
-        sep.set_sub_object_limit(limits[1])
-    return found if segments else (found, None)
+def _by_sep(light: np.ndarray, noise: float, detection: Detection) -> tuple[np.ndarray, np.ndarray]:
+    """Return SEP's table of sources and their segments (H, W), 1..K."""
+    sep = _load("sep")  # its own limits, which are raised for good, are for a small, empty field
+    sep.set_extract_pixstack(max(sep.get_extract_pixstack(), light.size // 16))
+    sep.set_sub_object_limit(max(sep.get_sub_object_limit(), 8192))
+    steps = {"deblend_nthresh": detection.levels, "deblend_cont": detection.contrast}
+    steps |= {"minarea": detection.min_area, "segmentation_map": True}
+    return sep.extract(np.ascontiguousarray(light), detection.threshold, noise, **steps)
 
 
-def _stamp_by_sep(light: np.ndarray, noise: float, detection: Detection) -> _Sources:
-    found, segments = _by_sep(light, noise, detection, segments=True)
-    places, peaks = (np.stack([found["x" + which], found["y" + which]], 1) for which in ("", "peak"))
-    return places, peaks, found["flux"], segments
-
-
-def _field_by_sep(light: np.ndarray, detection: Detection, mesh: int) -> np.ndarray:
+def _field_by_sep(light: np.ndarray, detection: Detection, mesh: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return SEP's table of the sources of a field, and their half-light radii (K,)."""
     sep = _load("sep")
     background = sep.Background(light, bw=mesh, bh=mesh)
     background.subfrom(light)
     # of a sky that is exactly empty SEP says that its noise is 1
     noise = max(_FIELD_NOISE, background.globalrms if background.rms().any() else 0)
-    found, _ = _by_sep(light, noise, detection, segments=False)
-    x, y, flux, area = (found[column] for column in ("x", "y", "flux", "npix"))
-    radius, _ = sep.flux_radius(light, x, y, 6 * found["a"].clip(0.5), 0.5, normflux=flux, subpix=5)
-    return _table(x, y, radius, flux, area)
+    found, _ = _by_sep(light, noise, detection)
+    x, y, flux, reach = found["x"], found["y"], found["flux"], 6 * found["a"].clip(0.5)
+    return found, sep.flux_radius(light, x, y, reach, 0.5, normflux=flux, subpix=5)[0]
 
 
 def _by_photutils(light: np.ndarray, noise: float, detection: Detection):
-    """Return photutils' SegmentationImage, None where nothing is found; light is smoothed as SEP does."""
+    """Return the columns of `_by_sep`, the segments, and photutils' catalogue, None where nothing is found.
+
+    The light in which sources are searched is smoothed as SEP does.
+    """
     segmentation = _load("photutils.segmentation")
     kernel = DETECTION_KERNEL / np.sum(DETECTION_KERNEL)
     smooth = ndimage.convolve(light, kernel, mode="constant")
@@ -227,39 +206,26 @@ def _by_photutils(light: np.ndarray, noise: float, detection: Detection):
         warnings.filterwarnings("ignore", message="No sources were found")  # None says so too
         found = segmentation.detect_sources(smooth, detection.threshold * noise, detection.min_area)
         if found is None:
-            return None
+            return dict.fromkeys(("x", "y", "flux", "npix"), ()), np.zeros(light.shape, int), None
         steps = {"n_levels": detection.levels, "contrast": detection.contrast}
         if _load("photutils").__version__.startswith("3.0."):  # later ones draw no bar, and warn
             steps["progress_bar"] = False
-        return segmentation.deblend_sources(smooth, found, detection.min_area, **steps)
+        found = segmentation.deblend_sources(smooth, found, detection.min_area, **steps)
+    of = segmentation.SourceCatalog(light, found)
+    columns = {"x": of.x_centroid, "y": of.y_centroid, "flux": of.segment_flux, "npix": of.segment_area.value}
+    return columns, found.data, of
 
 
-def _stamp_by_photutils(light: np.ndarray, noise: float, detection: Detection) -> _Sources:
-    found = _by_photutils(light, noise, detection)
-    if found is None:
-        return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), np.zeros(light.shape, int)
-    places = np.array(ndimage.center_of_mass(light.clip(0), found.data, found.labels))[:, ::-1]
-    return places, places, ndimage.sum_labels(light, found.data, found.labels), found.data
-
-
-def _field_by_photutils(light: np.ndarray, detection: Detection, mesh: int) -> np.ndarray:
+def _field_by_photutils(light: np.ndarray, detection: Detection, mesh: int) -> tuple[dict, np.ndarray]:
+    """Return photutils' columns of the sources of a field, and their half-light radii (K,)."""
     estimate = _load("photutils.background").Background2D
     try:
         background = estimate(light, mesh)  # without the cells of which galaxies fill more than a tenth ...
     except ValueError:
         background = estimate(light, mesh, exclude_percentile=100)  # ... unless all of them do: a small field
-    light = light - background.background
-    found = _by_photutils(light, max(_FIELD_NOISE, background.background_rms_median), detection)
-    if found is None:
-        return np.zeros(0, _COLUMNS)
-    of = _load("photutils.segmentation").SourceCatalog(light, found)
-    radius = np.nan_to_num(of.flux_radius(0.5).value)
-    return _table(of.x_centroid, of.y_centroid, radius, of.segment_flux, of.segment_area.value)
-
-
-def _table(*columns: np.ndarray) -> np.ndarray:
-    """Return the structured array of sources, its columns given in their order."""
-    return np.array(list(zip(*columns, strict=True)), _COLUMNS)
+    noise = max(_FIELD_NOISE, background.background_rms_median)
+    found, _, catalogue = _by_photutils(light - background.background, noise, detection)
+    return found, () if catalogue is None else np.nan_to_num(catalogue.flux_radius(0.5).value)
 
 
 def _middle(image: np.ndarray) -> np.ndarray:
@@ -268,10 +234,6 @@ def _middle(image: np.ndarray) -> np.ndarray:
 
 def _array(images: torch.Tensor) -> np.ndarray:
     return images.detach().cpu().double().numpy()
-
-
-def _load(name: str) -> ModuleType:
-    return checks.optional(name, extra="sky", purpose="finding sources")
 
 
 _DETECTORS = {"SEP": _field_by_sep, "photutils": _field_by_photutils}

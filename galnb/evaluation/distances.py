@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from galnb import checks
 from galnb.gans.features import feature_network
 from galnb.images import check_images
 
 _NORMAL = 1.959964  # half width of a 95 % interval in standard errors
-_LARGEST = 1e25  # of a vector: its 12th power, in the variance of the kernel's slopes, is still a number
 _ROUNDING = 1e-11  # of the variances: what is left of a distance that is 0
 
 
@@ -35,25 +33,21 @@ class Distance:
     features: str
 
 
-def embed(images: torch.Tensor, features: str | nn.Module, *, batch: int = 8) -> torch.Tensor:
+def embed(images: torch.Tensor, features: str | nn.Module) -> torch.Tensor:
     """Compute one vector of features per image, (B, D) on the CPU, once for any number of distances.
 
     images: (B, C, H, W) in [0, 1], grey or colour.
     features: name for `features.feature_network`, or a network built by it with ``pooled=True``.
-    batch: images per pass.
     `FileNotFoundError` and `ModuleNotFoundError` say which weights are missing and how to get them.
     """
-    check_images(images)
-    checks.at_least(1, batch=batch)
-    if not isinstance(features, str | nn.Module):
-        raise ValueError(f"features is {features!r}; expected a name or a network of feature_network(...)")
-    network = feature_network(features, pooled=True) if isinstance(features, str) else features
+    images = check_images(images)
+    network = features if isinstance(features, nn.Module) else feature_network(features, pooled=True)
     device = next(network.buffers(), images).device
     with torch.no_grad():
-        vectors = torch.cat([network(part.float().to(device)).cpu() for part in images.split(batch)])
+        vectors = torch.cat([network(part.to(device)).cpu() for part in images.split(8)])
     if vectors.ndim != 2:
-        given = f"{_name(features)} gives {tuple(vectors.shape[1:])} per image"
-        raise ValueError(f"{given}, expected a vector; build it with feature_network(..., pooled=True)")
+        given = f"features {tuple(vectors.shape[1:])} of an image"
+        raise ValueError(f"got {given}, expected a vector, as from feature_network(..., pooled=True)")
     return vectors
 
 
@@ -97,19 +91,14 @@ def kernel_distance(a: torch.Tensor, b: torch.Tensor, *, features: str | nn.Modu
     interval is the jackknife's, too wide rather than too narrow for sets that agree.
     """
     a, b = _vectors(a, b, features)
-    n = len(a)
-    own, other = [], []  # mean kernel of each image with its own set and with the other
-    for x, y in ((a, b), (b, a)):
-        alone = (x.square().sum(1) / x.shape[1] + 1) ** 3
-        own.append((_kernel_sums(x, x) - alone) / (n - 1))
-        other.append(_kernel_sums(x, y) / n)
-    value = own[0].mean() + own[1].mean() - 2 * other[0].mean()
-    slopes = [2 * (mine - theirs) for mine, theirs in zip(own, other, strict=True)]
+    across = (a @ b.T / a.shape[1] + 1) ** 3
+    own = []  # mean kernel of each image with the others of its set
+    for x in (a, b):
+        kernel = (x @ x.T / x.shape[1] + 1) ** 3
+        own.append((kernel.sum(1) - kernel.diagonal()) / (len(x) - 1))
+    value = own[0].mean() + own[1].mean() - 2 * across.mean()
+    slopes = [2 * (own[0] - across.mean(1)), 2 * (own[1] - across.mean(0))]
     return _distance(float(value), -math.inf, slopes, features)
-
-
-def _name(features: str | nn.Module) -> str:
-    return features if isinstance(features, str) else getattr(features, "name", type(features).__name__)
 
 
 def _vectors(a: torch.Tensor, b: torch.Tensor, features: str | nn.Module) -> list[torch.Tensor]:
@@ -123,9 +112,8 @@ def _vectors(a: torch.Tensor, b: torch.Tensor, features: str | nn.Module) -> lis
         wanted = "equally many, at least 2: a distance depends on the count. Take the first N of each"
         raise ValueError(f"the sets hold {len(a)} and {len(b)} images; expected {wanted}")
     a, b = ((part if part.ndim == 2 else embed(part, features)).detach().double() for part in (a, b))
-    if a.shape != b.shape or not all((part.abs() <= _LARGEST).all() for part in (a, b)):
-        given, wanted = f"{tuple(a.shape)} and {tuple(b.shape)}", f"with numbers up to {_LARGEST:.0e}"
-        raise ValueError(f"got vectors {given}; expected finite, of one length, {wanted}")
+    if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()):
+        raise ValueError(f"got vectors {tuple(a.shape)} and {tuple(b.shape)}; expected finite, of one length")
     return [a, b]
 
 
@@ -139,13 +127,9 @@ def _singular(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return a_frame @ left, values, b_frame @ right.T
 
 
-def _kernel_sums(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return the sum over y of (x · y / D + 1)³ for each x."""
-    return torch.cat([((part @ y.T / y.shape[1] + 1) ** 3).sum(1) for part in x.split(1024)])
-
-
-def _distance(value: float, least: float, slopes: list[torch.Tensor], features) -> Distance:
+def _distance(value: float, low: float, slopes: list[torch.Tensor], features) -> Distance:
     """Put an interval about a value from its derivatives by the weight of each image."""
     n = len(slopes[0])
     width = _NORMAL * math.sqrt(sum(float(slope.var()) for slope in slopes) / n)
-    return Distance(value, max(value - width, least), value + width, n, _name(features))
+    name = getattr(features, "name", str(features))
+    return Distance(value, max(value - width, low), value + width, n, name)
