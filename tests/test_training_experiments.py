@@ -128,7 +128,7 @@ def test_a_run_can_begin_with_the_weights_of_another(zoo, small, tmp_path, monke
         assert all(torch.equal(mine[name], other[name]) for name in other)
     with pytest.raises(ValueError, match=r"first.*holds a generator of other sizes .* same name"):
         run("deblender-bounded", "quick", folder=tmp_path / "third", start=first, **options)
-    with pytest.raises(ValueError, match="no shipped weights are named 'nothing'"):
+    with pytest.raises(ValueError, match="name of shipped weights 'nothing' is unknown"):
         run("deblender-paper", "quick", folder=tmp_path / "third", start="nothing", **options)
     assert not (tmp_path / "third").exists()
 

@@ -1,7 +1,4 @@
-"""The one training loop of the book: any `Gan`, any device, stopped and continued at will.
-
-Chapter 04, The deblender GAN.
-"""
+"""The one training loop of the book: any `Gan`, any device, stopped and continued at will. Chapter 04."""
 
 import json
 from collections import deque

@@ -1,7 +1,4 @@
-"""Checkpoints (weights, config and story in one safetensors file) and resume points of stopped runs.
-
-Chapter 04, The deblender GAN.
-"""
+"""Checkpoints (weights, config and story in one file) and resume points of stopped runs. Chapter 04."""
 
 import io
 import json
@@ -38,16 +35,12 @@ _FREE = {"steps", "save_every", "device", "stages", "compile"}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Hold a GAN rebuilt from a file, both networks in eval mode, and the file's account of it.
-
-    experiment: what made it (data, training config, seeds); step: generator steps taken; metrics: figures
-    measured with these weights, such as those of the judge under "judge"; empty where nobody measured.
-    """
+    """Hold a GAN rebuilt from a file, both networks in eval mode, and the file's account of it."""
 
     gan: Gan
-    experiment: dict
-    step: int
-    metrics: dict
+    experiment: dict  # what made it: data, training config, seeds
+    step: int  # generator steps taken
+    metrics: dict  # measured with these weights, its judge's under "judge"; empty where nobody measured
 
 
 def save_checkpoint(
@@ -157,20 +150,15 @@ def shipped_names(prefix: str = "") -> list[str]:
 
 
 def shipped(name: str) -> Path:
-    """Find weights that come with the package, such as "deblender-bounded" or "deblender-bounded@early".
-
-    ValueError, with those that exist, if there are none of that name.
-    """
-    if name not in (known := shipped_names()):
-        raise ValueError(f"no shipped weights are named {name!r}; known are {known}")
+    """Find weights that come with the package, such as "deblender-bounded@early"; ValueError lists them."""
+    one_of("name of shipped weights", name, shipped_names())
     return WEIGHTS / f"{name}.safetensors"
 
 
 def claim_folder(folder: str | Path | None, stages: Iterable, resume: bool, overwrite: bool) -> bool:
-    """Make a run's folder ready; return whether there is a resume point to go on from.
+    """Make a folder ready for a run with stages (name, share); return whether there is one to go on with.
 
-    stages: (name, share) of the checkpoints that will be written. ValueError if this is no folder, or a file
-    of a run would be replaced and nobody said `overwrite`.
+    ValueError if this is no folder, or a file of a run would be replaced and nobody said `overwrite`.
     """
     if (resume and overwrite) or (folder is None and (resume or overwrite)):
         told = "resume=True goes on with the run in a folder, overwrite=True replaces it"

@@ -1,7 +1,4 @@
-"""Named experiments: what each notebook and training does at a preset, and a run of them without a notebook.
-
-They stand in `presets.toml`; a file of yours in the same form works as well. Chapter: How to run.
-"""
+"""What each notebook and training does at a preset: `presets.toml` or a file of yours. Page How to run."""
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -27,34 +24,26 @@ _FILE = Path(__file__).with_name("presets.toml")
 
 @dataclass(frozen=True)
 class Experiment:
-    """Say how much a notebook without training does.
+    """Say how much a notebook without training does."""
 
-    minutes, memory_gib: what to expect on two cores ("gpu": on one current GPU).
-    images, blends: galaxies to load and blends to make; 0 for all.
-    """
-
-    minutes: float
+    minutes: float  # what to expect on two cores ("gpu": on one current GPU)
     memory_gib: float
-    images: int = 0
-    blends: int = 0
+    images: int = 0  # galaxies to load, 0 for all
+    blends: int = 0  # blends to make, 0 for all
 
 
 @dataclass(frozen=True)
 class GanExperiment:
-    """Say how a GAN is trained.
-
-    gan: key of `checkpoints.GANS`; model: config of its networks; batch_size: blends, or images per
-    discriminator step; rule, fill, turn_first: of a deblender's blends, see `blend_batches`.
-    """
+    """Say how a GAN is trained."""
 
     minutes: float
     memory_gib: float
-    gan: str
-    model: Any
+    gan: str  # key of `checkpoints.GANS`
+    model: Any  # config of its networks
     training: TrainingConfig
-    batch_size: int
+    batch_size: int  # blends, or images per discriminator step
     images: int = 0
-    rule: str = "max"
+    rule: str = "max"  # this and the rest: of a deblender's blends, see `blend_batches`
     fill: str = "zeros"
     turn_first: float = 0.0
 
@@ -62,9 +51,9 @@ class GanExperiment:
 def experiment(name: str, preset: str) -> Experiment | GanExperiment:
     """Look up what a notebook or a training does at a preset.
 
-    name: a notebook such as "04_deblender", a training such as "deblender-bounded", or a file: "my.toml", and
-        "my.toml:NAME" if it holds several tables. preset: one of `_PRESETS`.
-    ValueError names file, table and field of what is unknown or does not fit.
+    name: a notebook such as "04_deblender", a training such as "deblender-bounded", or a file: "my.toml"
+        for its first table, or "my.toml:NAME". preset: one of `_PRESETS`.
+    ValueError names the file and the field of what is unknown or does not fit.
     """
     one_of("preset", preset, _PRESETS)
     try:
