@@ -46,7 +46,7 @@ def active_pixels(images: torch.Tensor) -> torch.Tensor:
 def align(images: torch.Tensor) -> torch.Tensor:
     """Centre each galaxy and turn its longest direction to lie along the rows.
 
-    images: (B, C, H, W) in [0, 1], square, else ValueError. Returns float32 of the same shape; blank stays blank.
+    images: (B, C, H, W) in [0, 1], square, else ValueError. Returns as many in float32; blank stays blank.
     The direction is the first principal component of the light: the eigenvector of its second moments about
     its centre. That leaves four orientations, as a turn by 180 degrees and a mirror image have the same
     moments. Here the one is taken whose third moments along both axes are positive; `best_pairs` tries all.
