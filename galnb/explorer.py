@@ -1,4 +1,4 @@
-"""Compose a blend by hand, ask a network about it, draw the answer; widgets not included.
+"""Compose a blend by hand, and ask a network about it; the figure and the widgets are in the chapter.
 
 Chapter 08, The explorer.
 """
@@ -8,18 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-from galnb import plots
 from galnb.blending import BLEND_RULES
 from galnb.blending.fills import FILLS
 from galnb.checks import one_of
 from galnb.gans import Gan
 from galnb.images import check_images
 from galnb.relevance import Polarized, deletion_gate, polarized_relevance
-
-POLARITIES = {"both": (1, 1), "for real": (1, 0), "for fake": (0, 1)}
 
 
 @dataclass(frozen=True)
@@ -138,68 +134,3 @@ def gate_verdicts(gate: Sequence[float]) -> tuple[str, str]:
     return tuple(
         "passed" if change * sign > 0 else "FAILED" if change else "empty map" for change, sign in wanted
     )
-
-
-def draw(
-    blended: torch.Tensor,
-    drawn: torch.Tensor,
-    examination: Examination,
-    *,
-    polarity: str = "both",
-    strongest: float = 1.0,
-    judged: int | None = None,
-) -> Figure:
-    """Draw the blend, the two galaxies drawn from it, and what the discriminator says about one image.
-
-    blended, drawn: (C, H, W) and (2, C, H, W) in [0, 1]
-    polarity: key of `POLARITIES`, which map the overlay shows
-    strongest: share of the pixels, in (0, 1], that the overlay keeps: those with the strongest relevance
-    judged: which drawn galaxy the examination is about, to mark it
-    Returns a figure that pyplot does not know: it vanishes when nobody holds it.
-    """
-    one_of("polarity", polarity, POLARITIES)
-    if not 0 < strongest <= 1:
-        raise ValueError(f"strongest={strongest}; expected a share in (0, 1]")
-    with plots.style():
-        figure = Figure(figsize=(8.4, 4.5), dpi=100, layout="none")
-        axes = figure.subplots(2, 4, gridspec_kw={"left": 0.01, "right": 0.95, "wspace": 0.12, "hspace": 0.3})
-        figure.subplots_adjust(top=0.93, bottom=0.1)
-        names = [
-            f"drawn: {name}" + " ◂ judged" * (judged == at) for at, name in enumerate(("first", "second"))
-        ]
-        for ax, image, name in zip(axes[0], (blended, *drawn), ("blend", *names), strict=False):
-            plots.show_image(image, ax=ax, title=name)
-        _write_verdict(axes[0, 3], examination)
-        _draw_maps(axes[1], examination, POLARITIES[polarity], strongest)
-    return figure
-
-
-def _write_verdict(ax, examination: Examination) -> None:
-    score, reading = examination.maps.score, examination.maps.reading
-    lines = [f"called {'real' if score > 0 else 'fake'}"]
-    lines += [f"logit {float(score):+.2f}, p(real) {float(score.sigmoid()):.3f}", f'reading "{reading}"', ""]
-    masses = examination.positive.sum(), examination.negative.sum()
-    verdicts = zip(masses, examination.gate, gate_verdicts(examination.gate), strict=True)
-    for name, (mass, change, verdict) in zip(("positive", "negative"), verdicts, strict=True):
-        lines += [f"{name} map: mass {mass:.3g}", f"  gate: logit {change:+.2f}, {verdict}"]
-    ax.set_axis_off()
-    ax.text(0, 0.97, "\n".join(lines), va="top", fontsize=9, transform=ax.transAxes, linespacing=1.5)
-
-
-def _draw_maps(axes, examination: Examination, shown: tuple[int, int], strongest: float) -> None:
-    positive, negative = examination.positive, examination.negative
-    scale = plots.relevance_scale(positive, negative)
-    for ax, part, name in zip(axes, (positive, -negative), ("for real", "for fake"), strict=False):
-        plots.relevance_map(part, ax=ax, scale=scale, title=name, bar=False)
-    signed = shown[0] * positive - shown[1] * negative
-    weakest = signed.abs().flatten().topk(max(1, round(strongest * signed.numel()))).values[-1]
-    signed = torch.where(signed.abs() >= weakest, signed, 0)
-    title = f"strongest {strongest:.0%} on image"
-    plots.overlay(examination.image, signed, ax=axes[2], scale=scale).set_title(title)
-    radius, profiles = radial_profile(torch.stack([positive, negative]))
-    for profile, colour, name in zip(profiles, plots.COLOURS[1::-1], ("for real", "for fake"), strict=True):
-        axes[3].plot(radius, profile / scale, color=colour, label=name)
-    axes[3].set(xlabel="radius / px", title="mean relevance / scale", ylim=(0, None))
-    axes[3].yaxis.tick_right()
-    axes[3].spines[:].set_visible(True)
-    axes[3].legend(fontsize=8)

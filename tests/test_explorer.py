@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from galnb import explorer, images
+from galnb import explorer, images, plots
 from galnb.gans import deblender
 from galnb.pages import to_png
+from tests.cells import namespace
 
 KEEP = {"rule": "max", "fill": "zeros"}
 
@@ -122,7 +123,8 @@ def test_gates_are_put_into_words():
 
 def test_figure_shows_verdict_and_keeps_the_strongest_pixels(gan, pair, generator):
     examination = explorer.examine(gan, pair[0], reading="composite", generator=generator)
-    figure = explorer.draw(pair[0], pair, examination, polarity="for fake", strongest=0.1, judged=0)
+    cells = namespace("08_explorer", "panels", "draw-answer", explorer=explorer, plots=plots, torch=torch)
+    figure = cells["draw"](pair[0], pair, examination, polarity="for fake", strongest=0.1, judged=0)
     words = " ".join(text.get_text() for ax in figure.axes for text in ax.texts)
     assert "logit" in words and "gate" in words
     assert "judged" in figure.axes[1].get_title() and "judged" not in figure.axes[2].get_title()
@@ -131,7 +133,3 @@ def test_figure_shows_verdict_and_keeps_the_strongest_pixels(gan, pair, generato
     assert 0 < coloured.sum() <= 0.11 * coloured.numel()
     assert (shown[..., 2] >= shown[..., 0])[coloured].all(), "for fake is blue"
     assert to_png(figure).startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="polarity 'up' is unknown; known are both"):
-        explorer.draw(pair[0], pair, examination, polarity="up")
-    with pytest.raises(ValueError, match="share in"):
-        explorer.draw(pair[0], pair, examination, strongest=0.0)

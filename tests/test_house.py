@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "evaluation": {"images", "blending", "gans"},
     "mosaic": {"images", "evaluation"},
     "classifiers": {"images", "blending", "gans"},
-    "explorer": {"images", "blending", "gans", "training", "relevance", "plots"},
+    "explorer": {"images", "blending", "gans", "relevance"},
     "plots": set(),
     "pages": set(),
     "notebook": {"training"},

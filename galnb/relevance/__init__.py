@@ -5,20 +5,26 @@ Chapter 06, Polarized LRP. Images are exactly what the model takes (for a GAN of
 where it or its images are coarser; it is left as it was.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from galnb.checks import check_floats, check_generator, one_of
-from galnb.gans.layers import evaluating
+from galnb.gans.layers import batch_dependent, evaluating
 from galnb.relevance.graph import LOW, propagate, record, recording, total
 from galnb.relevance.rules import READINGS, RULES, Rule
 
 _SIGNED = ("composite", "reference")  # readings whose two maps are the signs of one
 _CHUNK = 32  # images per pass: enough to keep all threads busy, few enough to bound memory
+
+
+class JudgeWarning(UserWarning):
+    """A judge's maps are asked for that saw other images of each batch while it learned."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,10 @@ class Relevance:
     lost: the leak layer by layer, (B,) each: what entered minus what left, output first
     """
 
-    map: torch.Tensor
-    score: torch.Tensor
-    leak: torch.Tensor
-    lost: dict[str, torch.Tensor]
+    map: Tensor
+    score: Tensor
+    leak: Tensor
+    lost: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,24 +56,22 @@ class Polarized:
     lost: the leak layer by layer, output first, (B, maps): two, one signed, or one per reference
     """
 
-    positive: torch.Tensor
-    negative: torch.Tensor
-    score: torch.Tensor
-    leak: torch.Tensor
+    positive: Tensor
+    negative: Tensor
+    score: Tensor
+    leak: Tensor
     reading: str
-    reference_score: torch.Tensor
-    lost: dict[str, torch.Tensor]
+    reference_score: Tensor
+    lost: dict[str, Tensor]
 
-    def per_pixel(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def per_pixel(self) -> tuple[Tensor, Tensor]:
         """Add up the channels: two tensors (B, 1, H, W) >= 0; a signed map is netted first, then split."""
         if self.reading in _SIGNED:
             return _split((self.positive - self.negative).sum(1, keepdim=True))
         return self.positive.sum(1, keepdim=True), self.negative.sum(1, keepdim=True)
 
 
-def relevance(
-    model: nn.Module, images: torch.Tensor, *, rule: str | Rule, seed: torch.Tensor | None = None
-) -> Relevance:
+def relevance(model: nn.Module, images: Tensor, *, rule: str | Rule, seed: Tensor | None = None) -> Relevance:
     """Distribute an output over the input elements by one rule in every layer.
 
     model: any graph of the layers in `galnb.relevance.operators.LAYERS`
@@ -79,15 +83,14 @@ def relevance(
         one_of("rule", rule, RULES)
         rule = RULES[rule]
     images = _checked(images, "images")
-    if seed is not None and not (isinstance(seed, torch.Tensor) and seed.isfinite().all()):
-        raise ValueError(f"seed: got {seed!r}, expected a tensor of finite numbers, shaped as the output")
 
-    def start(output: torch.Tensor, first: int) -> torch.Tensor:
+    def start(output: Tensor, first: int) -> Tensor:
         if seed is None:
             return _one_each(output)[None]
         expected = (len(images), *output.shape[1:])
-        if seed.shape != expected:
-            raise ValueError(f"seed has shape {tuple(seed.shape)}, expected that of the output, {expected}")
+        if getattr(seed, "shape", None) != expected or not seed.isfinite().all():
+            given = tuple(seed.shape) if isinstance(seed, Tensor) else seed
+            raise ValueError(f"seed: got {given!r}, expected finite numbers shaped as the output, {expected}")
         return seed.detach()[None, first : first + len(output)].to(output)
 
     output, seeds, maps, lost = _run(model, images, start, lambda count: [rule] * count)
@@ -97,11 +100,11 @@ def relevance(
 
 def polarized_relevance(
     model: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     *,
     reading: str = "paper",
     bias: bool = False,
-    references: torch.Tensor | None = None,
+    references: Tensor | None = None,
 ) -> Polarized:
     """Compute the positive and the negative relevance map of a network with one output.
 
@@ -115,24 +118,26 @@ def polarized_relevance(
 
     R_i = sum_j [z_ij]± / (sum_k [z_kj]± + [b_j]±) R_j with z_ij = x_i w_ij (Eq. 3): products are truncated,
     not weights. Both maps of "paper" and "output" start from 1. On planted truth these two do not tell
-    evidence for "real" from evidence for "fake", and "reference" does.
+    evidence for "real" from evidence for "fake", and "reference" does. Batch norm draws a `JudgeWarning`.
     """
     one_of("reading", reading, READINGS)
+    if layers := batch_dependent(model):
+        text = f"{layers[0]} ({len(layers)} such layers) saw the other images of each batch in training, so"
+        advice = "may know nothing of one image alone: say evaluation.judge_figures beside its maps"
+        warnings.warn(f"{text} this judge {advice}", JudgeWarning, stacklevel=2)
     images = _checked(images, "images")
     if (references is not None) != (reading == "reference"):
         raise ValueError("references are needed by reading='reference', and only by it")
     if references is not None:
         references = _fitting(_checked(references, "references"), images)
 
-    def start(output: torch.Tensor, _: int) -> torch.Tensor:
+    def start(output: Tensor, _: int) -> Tensor:
         one = _one_each(output)
         if references is not None:
             return output[None, : -len(references)] - output[-len(references) :, None]
         return output[None] if reading == "composite" else torch.stack([one, one])
 
-    def rules(count: int) -> list[Rule]:
-        return READINGS[reading](count, bias)
-
+    rules = partial(READINGS[reading], bias=bias)
     output, seeds, maps, lost = _run(model, images, start, rules, references=references, bias=bias)
     leak, score = total(seeds) - total(maps), output.flatten()
     neutral = torch.zeros_like(score) if references is None else score - total(seeds).mean(1)
@@ -146,13 +151,13 @@ def polarized_relevance(
 
 def deletion_gate(
     model: nn.Module,
-    images: torch.Tensor,
+    images: Tensor,
     polarized: Polarized,
     *,
     share: float = 0.06,
     generator: torch.Generator,
-    fill: torch.Tensor | None = None,
-) -> torch.Tensor:
+    fill: Tensor | None = None,
+) -> Tensor:
     """Fill the strongest pixels of each map with sky and see whether the logit moves the right way.
 
     model, images, polarized: as given to `polarized_relevance`, and its answer
@@ -164,8 +169,9 @@ def deletion_gate(
     map (> 0 passes).
     """
     images = _checked(images, "images")
-    if images.ndim != 4 or polarized.positive.shape != images.shape or not 0 < share < 1:
-        got = f"maps {tuple(polarized.positive.shape)} for images {tuple(images.shape)}, share {share}"
+    shape, given = tuple(images.shape), tuple(polarized.positive.shape)
+    if len(shape) != 4 or given != shape or not 0 < share < 1:
+        got = f"maps {given} for images {shape}, share {share}"
         raise ValueError(f"got {got}; expected maps of these images (B, C, H, W), a share between 0 and 1")
     if fill is None:
         check_generator(generator)
@@ -173,11 +179,10 @@ def deletion_gate(
         below = torch.where(images <= level, level - images, torch.nan).flatten(2)
         spread = 1.4826 * below.nanmedian(2).values[..., None, None]  # standard deviation of a normal sky
         fill = level + spread * torch.randn(images.shape, generator=generator).to(images)
-    fill, shape = torch.as_tensor(fill).to(images), tuple(images.shape)
+    fill = torch.as_tensor(fill).to(images)
     fits = all(one in (1, other) for one, other in zip(fill.shape[::-1], shape[::-1], strict=False))
     if fill.ndim > 4 or not fits or not fill.isfinite().all():
-        given = tuple(fill.shape)
-        raise ValueError(f"fill has shape {given}; expected finite values, broadcastable to {shape}")
+        raise ValueError(f"fill {tuple(fill.shape)}: expected finite values, broadcastable to {shape}")
     count, versions = max(1, round(share * images[0, 0].numel())), [images]
     for strength in polarized.per_pixel():
         weakest = strength.flatten(1).topk(count).values[:, -1].view(-1, 1, 1, 1)
@@ -192,13 +197,13 @@ def deletion_gate(
 
 def _run(
     model: nn.Module,
-    images: torch.Tensor,
-    start: Callable[[torch.Tensor, int], torch.Tensor],
+    images: Tensor,
+    start: Callable[[Tensor, int], Tensor],
     rules: Callable[[int], Sequence[Rule]],
     *,
-    references: torch.Tensor | None = None,
+    references: Tensor | None = None,
     bias: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Propagate by chunks; return outputs (B, ...), seeds and maps (S, B, ...), losses (B, S) by layer."""
     parts = []
     with _settled(model, images.device.type), recording(model) as tape:
@@ -229,11 +234,11 @@ def _settled(model: nn.Module, device: str) -> Iterator[None]:
             tensor.data = data
 
 
-def _split(signed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _split(signed: Tensor) -> tuple[Tensor, Tensor]:
     return signed.clamp(min=0), (-signed).clamp(min=0)
 
 
-def _checked(images: torch.Tensor, name: str) -> torch.Tensor:
+def _checked(images: Tensor, name: str) -> Tensor:
     """Return finite float images, in float32 where they are coarser."""
     check_floats(images, name=name)
     if images.ndim < 2 or 0 in images.shape:
@@ -245,7 +250,7 @@ def _checked(images: torch.Tensor, name: str) -> torch.Tensor:
     return images.float() if images.dtype in LOW else images
 
 
-def _fitting(references: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+def _fitting(references: Tensor, images: Tensor) -> Tensor:
     """Refuse references of another shape, and an image that all of them equal: its map would be empty."""
     if references.shape[1:] != images.shape[1:]:
         raise ValueError(f"references {tuple(references.shape)} do not fit images {tuple(images.shape)}")
@@ -256,7 +261,7 @@ def _fitting(references: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return references
 
 
-def _one_each(output: torch.Tensor) -> torch.Tensor:
+def _one_each(output: Tensor) -> Tensor:
     if output[0].numel() != 1:
         raise ValueError(
             f"the model has {output[0].numel()} outputs per image; say which to explain by relevance(..., "

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -26,7 +26,7 @@ from galnb.relevance.rules import Rule
 
 LOW = (torch.float16, torch.bfloat16)  # too coarse for relevance: computed in float32 instead
 # What a tensor was copied together from: noted leaves, and whether there are constants, too.
-_Source = tuple[list[torch.Tensor], bool]
+_Source = tuple[list[Tensor], bool]
 # Nodes of the autograd graph that only move or copy numbers: their gradient is the relevance.
 _COPIES = re.compile(
     r"(View|UnsafeView|Alias|Clone|ToCopy|Transpose|T|Permute|Squeeze|Unsqueeze|Expand|Repeat|Slice|Select|Index|"
@@ -43,10 +43,10 @@ class _Tape:
     """Keep the calls of the last `record`, the images and the output."""
 
     calls: list[Call] = field(default_factory=list)
-    images: torch.Tensor | None = None
-    output: torch.Tensor | None = None
+    images: Tensor | None = None
+    output: Tensor | None = None
     source: _Source | None = None
-    overwritten: list[tuple[str, torch.Tensor]] = field(default_factory=list)  # by layers that work in place
+    overwritten: list[tuple[str, Tensor]] = field(default_factory=list)  # by layers that work in place
     inside: bool = False  # a known layer is at work
 
     def count(self) -> int:
@@ -74,16 +74,15 @@ def recording(model: nn.Module) -> Iterator[_Tape]:
                 module.forward = forward
 
 
-def record(tape: _Tape, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def record(tape: _Tape, model: nn.Module, images: Tensor) -> Tensor:
     """Run the model once with its calls noted, merge batch norms where they may be, return the output."""
     with torch.enable_grad(), _Watch(tape):
         _run(tape, model, images)
-    output, one = tape.output, "one tensor of float32 or float64, one row per image"
-    if not isinstance(output, torch.Tensor):
-        raise ValueError(f"the model returns a {type(output).__name__}; wrap it so that it returns {one}")
-    if output.shape[:1] != images.shape[:1] or output.dtype in LOW:
-        got = f"{output.dtype} of shape {tuple(output.shape)} for {len(images)} images"
-        raise ValueError(f"the model returns {got}; expected {one}")
+    output, known = tape.output, isinstance(tape.output, Tensor)
+    if not known or output.shape[:1] != images.shape[:1] or output.dtype in LOW:
+        got = f"{output.dtype} of shape {tuple(output.shape)}" if known else f"a {type(output).__name__}"
+        wanted = "one tensor of float32 or float64, one row per image"
+        raise ValueError(f"the model returns {got} for {len(images)} images; expected {wanted}")
     makers = {id(call.output): call for call in tape.calls}
     known = {id(tape.images), *makers}
     for call in tape.calls:
@@ -99,8 +98,8 @@ def record(tape: _Tape, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def propagate(
-    tape: _Tape, seed: torch.Tensor, rules: Sequence[Rule], *, references: int = 0, bias: bool = False
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    tape: _Tape, seed: Tensor, rules: Sequence[Rule], *, references: int = 0, bias: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Carry relevance from the recorded output back to the images; a record serves once.
 
     seed: (S, B, ...), relevance of the output for each of S maps; with references there is one map for each
@@ -139,7 +138,7 @@ class _Watch(TorchDispatchMode):
         kwargs, name = kwargs or {}, function._schema.name.removeprefix("aten::")
         if self.tape.inside:
             return function(*args, **kwargs)
-        given = [x for x in tree_leaves((kwargs, args)) if isinstance(x, torch.Tensor)]  # `out=` first
+        given = [x for x in tree_leaves((kwargs, args)) if isinstance(x, Tensor)]  # `out=` first
         on_graph = any(x.requires_grad for x in given)
         _check_overwritten(self.tape, given)
         if function._schema.is_mutable and given:
@@ -152,11 +151,11 @@ class _Watch(TorchDispatchMode):
                 )
         found = function(*args, **kwargs)
         if on_graph and torch.is_grad_enabled() and "_like" not in name and not name.startswith("new_"):
-            self.seen += [found] if isinstance(found, torch.Tensor) else found
+            self.seen += [found] if isinstance(found, Tensor) else found
         return found
 
 
-def _run(tape: _Tape, model: nn.Module, images: torch.Tensor) -> None:
+def _run(tape: _Tape, model: nn.Module, images: Tensor) -> None:
     """Run the model on channels-last images, which convolutions like; on plain ones if it reads `.view`."""
     for layout in (torch.channels_last, torch.contiguous_format)[images.ndim != 4 :]:
         tape.calls.clear()
@@ -203,7 +202,7 @@ def _note(tape: _Tape, name: str, module: nn.Module, role: Role, forward: Callab
     return output.view_as(output)
 
 
-def _check_overwritten(tape: _Tape, given: Iterable[torch.Tensor]) -> None:
+def _check_overwritten(tape: _Tape, given: Iterable[Tensor]) -> None:
     """Refuse to use again what a layer overwrites that works in place: noted, it kept a copy."""
     for name, gone in tape.overwritten:
         if any(_share_memory(gone, x) for x in given):
@@ -220,7 +219,7 @@ def _merge(norm: Call, makers: list[Call]) -> None:
             before.name += f"+{norm.name}"
 
 
-def _source(tensor: torch.Tensor, name: str, known: set[int]) -> _Source:
+def _source(tensor: Tensor, name: str, known: set[int]) -> _Source:
     """Find the noted leaves that a tensor was copied together from, and whether constants are among it."""
     if not tensor.requires_grad:
         return [], True
@@ -245,9 +244,7 @@ def _source(tensor: torch.Tensor, name: str, known: set[int]) -> _Source:
     return found, mixed
 
 
-def _scatter(
-    tensor: torch.Tensor, relevance: torch.Tensor, source: _Source, waiting: dict[int, torch.Tensor]
-) -> torch.Tensor:
+def _scatter(tensor: Tensor, relevance: Tensor, source: _Source, waiting: dict[int, Tensor]) -> Tensor:
     """Carry relevance through what lies between two layers, add it up at the leaves, return what arrived."""
     leaves, mixed = source
     if len(leaves) == 1 and _is_same(tensor, leaves[0]):
@@ -262,15 +259,15 @@ def _scatter(
     return sum(map(total, shares), 0 * total(relevance)) if mixed else total(relevance)
 
 
-def _share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _share_memory(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
-def _is_same(*tensors: torch.Tensor) -> bool:
+def _is_same(*tensors: Tensor) -> bool:
     return len({(x.data_ptr(), x.shape, x.stride()) for x in tensors}) == 1
 
 
-def total(relevance: torch.Tensor) -> torch.Tensor:
+def total(relevance: Tensor) -> Tensor:
     """Add up maps of relevance (S, B, ...): (B, S)."""
     axes = tuple(range(2, relevance.ndim))  # flatten would copy what is channels-last
     return (relevance.sum(axes) if axes else relevance).T

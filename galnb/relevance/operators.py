@@ -9,27 +9,27 @@ from functools import partial
 from inspect import signature
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from galnb.gans.layers import Add, Concat, Gate, Multiply
 from galnb.relevance.rules import Layer, Rule
 
-_Operator = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
-Role = str | Callable[[nn.Module, tuple, torch.Tensor], tuple[torch.Tensor, ...]]
+_Operator = Callable[[Tensor, Tensor | None], Tensor]
+Role = str | Callable[[nn.Module, tuple, Tensor], tuple[Tensor, ...]]
 
 
-def _share_gate(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _share_gate(module: nn.Module, inputs: tuple, relevance: Tensor) -> tuple[Tensor, ...]:
     """Share a product, light x share of the light, equally between its two factors."""
     return relevance.sum(2) / 2, relevance.flatten(2, 3) / 2
 
 
-def _share_glu(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _share_glu(module: nn.Module, inputs: tuple, relevance: Tensor) -> tuple[Tensor, ...]:
     """Give all to the signal and nothing to the gate that scales it."""
     axis = module.dim if module.dim < 0 else module.dim + 1
     return (torch.cat([relevance, torch.zeros_like(relevance)], axis),)
 
 
-def _share_signal(module: nn.Module, inputs: tuple, relevance: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _share_signal(module: nn.Module, inputs: tuple, relevance: Tensor) -> tuple[Tensor, ...]:
     """Give all to the signal and nothing to the second input, the gate that scales it."""
     return relevance, relevance.new_zeros(*relevance.shape[:1], *inputs[1].shape)
 
@@ -68,10 +68,10 @@ class Call:
     module: nn.Module
     role: Role
     forward: Callable
-    inputs: tuple[torch.Tensor, ...]
-    output: torch.Tensor
-    weight: torch.Tensor | None
-    bias: torch.Tensor
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    weight: Tensor | None
+    bias: Tensor
     position: int
     sources: list = field(default_factory=list)
     norm: nn.Module | None = None
@@ -105,19 +105,17 @@ def _is_plain(module: nn.Module, kind: type) -> bool:
 
 def bind(name: str, forward: Callable, args: tuple, kwargs: dict) -> tuple[tuple, Callable]:
     """Return the tensors of a call in the layer's own order, and the layer as a function of them alone."""
-    if not kwargs and all(isinstance(value, torch.Tensor) for value in args):
+    if not kwargs and all(isinstance(value, Tensor) for value in args):
         return args, forward
     given = {k: v for k, v in signature(forward).bind(*args, **kwargs).arguments.items() if v is not None}
-    inputs = tuple(value for value in given.values() if isinstance(value, torch.Tensor))
-    other = {key: value for key, value in given.items() if not isinstance(value, torch.Tensor)}
+    inputs = tuple(value for value in given.values() if isinstance(value, Tensor))
+    other = {key: value for key, value in given.items() if not isinstance(value, Tensor)}
     if not inputs or not other.keys() <= {"output_size"}:
         raise ValueError(f"layer {name!r} is called with {sorted(other) or 'nothing'}; expected tensors only")
     return inputs, partial(forward, **other)
 
 
-def cross(
-    call: Call, relevance: torch.Tensor, rule: Rule, references: int, bias: bool
-) -> tuple[torch.Tensor, ...]:
+def cross(call: Call, relevance: Tensor, rule: Rule, references: int, bias: bool) -> tuple[Tensor, ...]:
     """Carry relevance (S, B, ...) from the output of a call to each of its inputs."""
     if callable(call.role):
         return call.role(call.module, call.inputs, relevance)
@@ -167,7 +165,7 @@ def _convolution(
     # Says which of several sizes the way from small to large images returns.
     extra = [a - (b - 1) * s + 2 * p - d * (k - 1) - 1 for a, b, s, p, d, k in sides]
 
-    def apply(x: torch.Tensor, weight: torch.Tensor, enlarge: bool) -> torch.Tensor:
+    def apply(x: Tensor, weight: Tensor, enlarge: bool) -> Tensor:
         geometry = (stride, padding, dilation, enlarge, extra if enlarge else none, module.groups)
         return torch.convolution(x.flatten(0, 1), weight, None, *geometry).unflatten(0, x.shape[:2])
 
@@ -179,11 +177,11 @@ def _weight_free(call: Call, shape: Sequence[int]) -> tuple[_Operator, _Operator
     if getattr(call.module, "mode", "") == "bicubic":
         raise ValueError(f"layer {call.name!r}: bicubic weights may be negative; use bilinear or nearest")
 
-    def push(x: torch.Tensor, _: None) -> torch.Tensor:
+    def push(x: Tensor, _: None) -> Tensor:
         parts = x.flatten(0, 1)
         return call.forward(*(parts.unbind(1) if len(call.inputs) > 1 else [parts])).unflatten(0, x.shape[:2])
 
-    def pull(share: torch.Tensor, _: None) -> torch.Tensor:
+    def pull(share: Tensor, _: None) -> Tensor:
         with torch.enable_grad():
             x = share.new_zeros(*share.shape[:2], *shape, requires_grad=True)
             return torch.autograd.grad(push(x, None), x, share)[0]
@@ -191,7 +189,7 @@ def _weight_free(call: Call, shape: Sequence[int]) -> tuple[_Operator, _Operator
     return push, pull
 
 
-def _norm_scale(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _norm_scale(module: nn.Module, x: Tensor) -> Tensor:
     """Return the factor by which a norm scales its input, statistics taken as constants."""
     weight, running = 1.0 if module.weight is None else module.weight, getattr(module, "running_var", None)
     if isinstance(module, nn.LayerNorm):
@@ -205,7 +203,7 @@ def _norm_scale(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return scale.view(-1, *scale.shape[-1:], *[1] * (x.ndim - 2))
 
 
-def framed(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def framed(module: nn.Module, x: Tensor) -> Tensor:
     """Put the frame of a convolution around images where that is a step of its own, before it."""
     if not _frames_itself(module):
         return x

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
-Rule = Callable[["Layer", torch.Tensor], torch.Tensor]
+Rule = Callable[["Layer", Tensor], Tensor]
 _BLOCK = 2**19  # weights (1 MB): stay in the cache of a processor while they are used three times
 
 
@@ -26,16 +27,16 @@ class Layer:
         tensors with the axes (map or reference, image, ...)
     """
 
-    inputs: torch.Tensor
-    outputs: torch.Tensor
-    weight: torch.Tensor | None
-    scale: torch.Tensor | None
-    bias: torch.Tensor
-    push: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
-    pull: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+    inputs: Tensor
+    outputs: Tensor
+    weight: Tensor | None
+    scale: Tensor | None
+    bias: Tensor
+    push: Callable[[Tensor, Tensor | None], Tensor]
+    pull: Callable[[Tensor, Tensor | None], Tensor]
 
 
-def _epsilon(layer: Layer, relevance: torch.Tensor) -> torch.Tensor:
+def _epsilon(layer: Layer, relevance: Tensor) -> Tensor:
     """Share by signed contributions: R_i = sum_j z_ij R_j / z_j, where z_j includes its bias (LRP-0)."""
     size = layer.outputs.abs()
     floor = size.amax(tuple(range(2, size.ndim)), keepdim=True) * torch.finfo(size.dtype).eps
@@ -44,8 +45,8 @@ def _epsilon(layer: Layer, relevance: torch.Tensor) -> torch.Tensor:
 
 
 def _one_sign(
-    layer: Layer, relevance: torch.Tensor, *, signs: tuple[int, ...] | None = None, bias: bool = False
-) -> torch.Tensor:
+    layer: Layer, relevance: Tensor, *, signs: tuple[int, ...] | None = None, bias: bool = False
+) -> Tensor:
     """Share by the contributions of one sign: +1 or -1 for each map (S, B, ...), or the unit's own.
 
     R_i = sum_j [z_ij]± / (sum_k [z_kj]± + [b_j]±) R_j with z_ij = x_i w_ij, Eq. 3 of Li et al. (2020). With
@@ -56,7 +57,7 @@ def _one_sign(
     return sum(parts[1:], start=parts[0])
 
 
-def _blocks(layer: Layer, relevance: torch.Tensor) -> Iterator[tuple[Layer, torch.Tensor]]:
+def _blocks(layer: Layer, relevance: Tensor) -> Iterator[tuple[Layer, Tensor]]:
     """Cut a dense layer into blocks of its outputs; with many images blocks are larger."""
     weight = layer.weight
     if weight is None or weight.ndim > 2 or layer.scale is not None:
@@ -69,7 +70,7 @@ def _blocks(layer: Layer, relevance: torch.Tensor) -> Iterator[tuple[Layer, torc
         yield replace(layer, weight=piece, bias=bias, outputs=outputs), arriving
 
 
-def _share(layer: Layer, relevance: torch.Tensor, signs: tuple[int, ...] | None, bias: bool) -> torch.Tensor:
+def _share(layer: Layer, relevance: Tensor, signs: tuple[int, ...] | None, bias: bool) -> Tensor:
     size, shift = layer.inputs.abs(), layer.bias.abs()
     weight, scale = (None if x is None else x.abs() for x in (layer.weight, layer.scale))
     magnitude = _times(layer.push(size, weight), scale)
@@ -89,7 +90,7 @@ def _share(layer: Layer, relevance: torch.Tensor, signs: tuple[int, ...] | None,
     return result
 
 
-def _times(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+def _times(x: Tensor, scale: Tensor | None) -> Tensor:
     return x if scale is None else x * scale
 
 
