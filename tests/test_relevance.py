@@ -1,15 +1,19 @@
 """Readings and the deletion gate against dense definitions, against zennit, and on bad input."""
 
+import warnings
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from galnb.gans.deblender import DeblenderConfig, Discriminator, deblender
-from galnb.gans.layers import Add, evaluating
+from galnb.gans.layers import Add, batch_dependent, evaluating
 from galnb.relevance import (
     READINGS,
     RULES,
+    JudgeWarning,
     Polarized,
     Relevance,
     deletion_gate,
@@ -362,3 +366,17 @@ def test_seed_of_another_precision_and_with_a_gradient():
     for other in (seed.long(), seed.half(), seed.clone().requires_grad_()):
         found = relevance(model, images, rule="epsilon", seed=other)
         assert torch.equal(found.map, expected.map) and not found.score.requires_grad
+
+
+def test_a_judge_with_batch_norm_is_named_before_its_maps_are_read():
+    config = DeblenderConfig(size=16, width=2, discriminator_width=2, dense=4)
+    for norm, warned in (("batch", True), ("group", False)):
+        judge = Discriminator(replace(config, discriminator_norm=norm)).eval()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            polarized_relevance(judge, draw(1, 3, 16, 16).float())
+        assert [one.category for one in said] == [JudgeWarning] * warned
+        if warned:
+            text = str(said[0].message)
+            assert batch_dependent(judge)[0] in text and "evaluation.judge_figures" in text
+            assert said[0].filename == __file__
