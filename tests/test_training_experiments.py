@@ -349,7 +349,9 @@ def test_every_experiment_is_complete_and_frozen(name, preset):
         assert chosen.training.save_every <= chosen.training.steps <= 200 * chosen.training.save_every
         assert chosen.training.stages[-1][1] == 1.0
     if name.startswith("deblender"):
-        assert [stage for stage, _ in chosen.training.stages] == ["early", "middle", "final"]
+        stages = [stage for stage, _ in chosen.training.stages]
+        wanted = ["early", "middle", "final"]
+        assert [stage for stage in stages if stage in wanted] == wanted
 
 
 def test_gpu_radio_is_the_published_one():
