@@ -1,7 +1,7 @@
 """Golden maps: exact as before.
 
 `data/golden_maps.json` keeps sums, norms and some pixels (float64) of every reading and rule, computed by
-commit fb6efd2, before the walk was rewritten. A judge whose weights were trained anew since then is left out.
+commit fb6efd2, before the walk was rewritten. Judges whose weights were trained anew since then are left out.
 """
 
 import hashlib
