@@ -129,7 +129,7 @@ def write_index() -> None:
     lines = [
         "# Shipped weights",
         "",
-        "Written by `python -m book.ship`. Half precision, generators of some earlier stages in 8 bits;",
+        "Written by `python -m book.ship`. Half precision, some generators in 8 bits;",
         "each file holds both networks and the config that rebuilds them. Deblenders: trained on Galaxy",
         "Zoo images (SDSS; the last 300 by name never used), most also on Hubble stamps from scikit-image.",
         "Radio: trained on the training split of the FIRST images in firstgalaxydata. Lightweight: Galaxy",
