@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from galnb.gans.deblender import DeblenderConfig, Discriminator
-from galnb.relevance import polarized_relevance
+from galnb.relevance import JudgeWarning, polarized_relevance
 
 THREADS = 2
 # images, rounds (every round runs all methods, in turn forwards and backwards), goal against zennit
@@ -82,7 +83,9 @@ def images(size: int) -> torch.Tensor:
 
 
 def ours(model: nn.Module, inputs: torch.Tensor) -> list[torch.Tensor]:
-    maps = polarized_relevance(model, inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", JudgeWarning)  # random weights have seen no batch
+        maps = polarized_relevance(model, inputs)
     return [maps.positive, maps.negative]
 
 
