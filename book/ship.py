@@ -172,9 +172,10 @@ def main() -> None:
     )
     chosen = parser.parse_args()
     if chosen.folder:
-        kinds = {None: (torch.float16,) * 2, "earlier": (torch.int8, torch.float16), "all": (torch.int8,) * 2}
-        stages, kept = chosen.stages.split(","), kinds[chosen.eight_bits]
-        ship(chosen.folder, chosen.name, stages, chosen.metrics, *kept, galaxyzoo=chosen.galaxyzoo)
+        earlier = torch.int8 if chosen.eight_bits else torch.float16
+        last = torch.int8 if chosen.eight_bits == "all" else torch.float16
+        stages = chosen.stages.split(",")
+        ship(chosen.folder, chosen.name, stages, chosen.metrics, earlier, last, galaxyzoo=chosen.galaxyzoo)
     write_index()
 
 

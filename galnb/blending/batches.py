@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from galnb.blending import centre, fitting_sizes, make_blends
+from galnb.blending import Perturbation, centre, fitting_sizes, make_blends
 from galnb.checks import at_least
 from galnb.images import check_images, turned
 
@@ -17,22 +17,30 @@ _Batches = Callable[[int], dict[str, torch.Tensor]]
 
 
 def blend_batches(
-    images: torch.Tensor, *, batch_size: int, seed: int, turn_first: float = 0.0, **options
+    images: torch.Tensor,
+    *,
+    batch_size: int,
+    seed: int,
+    rule: str = "max",
+    count: int = 2,
+    perturbation: Perturbation = Perturbation(),  # noqa: B008 (it is frozen)
+    crop: int | None = None,
+    size: int | None = None,
+    turn_first: float = 0.0,
 ) -> _Batches:
     """Draw fresh blends: `"blended"` (batch, C, size, size) and `"galaxies"` (batch, N, C, size, size).
 
     images: (B, C, H, W), floats in [0, 1]; or uint8 in 0..255, to keep thousands of large frames in memory.
     turn_first: share of the galaxies 0 that are turned by any angle before the crop, so that they have been
         resampled as the others are. There is no fill: images must be sqrt(2) times as large as `crop`.
-    options: rule, count, perturbation, crop and size of `galnb.blending.make_blends`.
+    rule, count, perturbation, crop, size: as in `galnb.blending.make_blends`.
 
     All images of a batch are turned and mirrored alike by one of the 8 symmetries of the square.
     """
     check_images(images, frames=True)
     at_least(1, batch_size=batch_size)
-    crop, size = fitting_sizes(images, options.get("crop"), options.get("size"))
-    options |= {"crop": crop, "size": size}
-    count = options.get("count", 2)
+    crop, size = fitting_sizes(images, crop, size)
+    how = {"rule": rule, "count": count, "perturbation": perturbation, "crop": crop, "size": size}
     if len(images) < count:
         raise ValueError(f"got {len(images)} images for blends of {count} galaxies; give at least {count}")
     if not 0 <= turn_first <= 1:
@@ -48,7 +56,7 @@ def blend_batches(
         if turn_first:
             first = _turn_some(first, turn_first, crop, generator)
         others = _pick(images, generator, max(batch_size, count))
-        blends = make_blends(first, partners=others, generator=generator, **options)
+        blends = make_blends(first, partners=others, generator=generator, **how)
         turn = int(torch.randint(8, (), generator=generator))
         return {"blended": turned(blends.blended, turn), "galaxies": turned(blends.galaxies, turn)}
 

@@ -169,7 +169,9 @@ def run(
     start: str | Path | None = None,
     features: str | None = None,
     steps: int | None = None,
-    **options: Any,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
 ) -> History:
     """Train a GAN as an experiment says; leave checkpoints, resume.pt and history.json in the folder.
 
@@ -178,7 +180,7 @@ def run(
     start: shipped weights or a checkpoint to begin with. Its generator must have the sizes of this one; a
         judge of another make is left out and begins anew, and the story says so.
     features: key of `gans.features.FEATURES`: compares images during a deblender's burn-in.
-    steps: other than the preset's. options: resume, overwrite and progress of `train`.
+    steps: other than the preset's. resume, overwrite, progress: see `train`.
     """
     plan = experiment(name, preset)
     if isinstance(plan, Experiment):
@@ -197,8 +199,8 @@ def run(
     gan = GANS[plan.gan][1](plan.model, **({"features": feature_network(features)} if features else {}))
     story |= _begin_with(gan, start) if start else {}
     training = plan.training if steps is None else replace(plan.training, steps=steps)
-    batches = make(dict(sources), plan, training.seed)
-    return train(gan, batches, training, folder=folder, experiment=story, **{"progress": True, **options})
+    batches, how = make(dict(sources), plan, training.seed), {"resume": resume, "overwrite": overwrite}
+    return train(gan, batches, training, folder=folder, experiment=story, progress=progress, **how)
 
 
 def _begin_with(gan: Gan, start: str | Path) -> dict[str, str]:
