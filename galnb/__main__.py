@@ -72,7 +72,7 @@ def _run() -> str:
 
     batches = blend_batches(images.hubble_deep_field(size=32, limit=24).pixels, batch_size=4, seed=0)
     sizes = {"width": 8, "root_blocks": 1, "branch_blocks": 1, "discriminator_width": 8, "dense": 16}
-    gan = deblender.deblender(deblender.DeblenderConfig(size=32, **sizes))
+    gan = deblender.deblender(deblender.DeblenderConfig(size=32, discriminator_norm="group", **sizes))
     training.train(gan, batches, training.TrainingConfig(steps=12, learning_rate=1e-3))
     drawn = deblender.deblend(gan, batches(10_000)["blended"])[:, 0]
     maps = relevance.polarized_relevance(gan.discriminator.cpu(), gan.prepare(drawn))
