@@ -20,6 +20,7 @@ from galnb.evaluation.neighbours import nearest  # noqa: F401
 from galnb.gans import Gan
 from galnb.gans.layers import batch_dependent, evaluating
 
+LEAST_AUC = 0.9  # of a judge whose maps are worth reading, at every position
 _CHUNK = 50  # frames of 424 px in floats at a time: 108 MB
 
 
@@ -87,18 +88,18 @@ def judge_figures(gan: Gan, true: torch.Tensor, drawn: torch.Tensor) -> dict:
 def judge_sentence(figures: Mapping) -> str:
     """Say in one sentence for a caption what `judge_figures` found, and whether a map of it is worth reading.
 
-    A judge is worth that from an AUC of 0.9 at every position on.
+    A judge is worth that from an AUC of `LEAST_AUC` at every position on.
     """
     if not isinstance(figures, Mapping) or not {"auc", "true_called_fake"} <= set(figures):
         raise ValueError(f"figures is {figures!r}; expected what judge_figures returns")
-    least = 0.9  # and .8999 must not read as the .90 that it misses
-    auc = [value if value >= least else min(value, least - 0.006) for value in figures["auc"]]
+    # .8999 must not read as the .90 that it misses
+    auc = [value if value >= LEAST_AUC else min(value, LEAST_AUC - 0.006) for value in figures["auc"]]
     known = [f"{value:.2f}".removeprefix("0") for value in auc]
     missed = [f"{100 * value:.0f} %" for value in figures["true_called_fake"]]
     known, missed = (" / ".join(words[:1] if len({*words}) == 1 else words) for words in (known, missed))
     start = f"This judge tells true from drawn galaxies with an AUC of {known} and calls {missed} of the true"
     return start + (
-        " ones fake." if min(auc) >= least else " ones fake: too little to read much into its map."
+        " ones fake." if min(auc) >= LEAST_AUC else " ones fake: too little to read much into its map."
     )
 
 
