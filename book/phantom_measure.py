@@ -1,6 +1,5 @@
 """Measure one pair of networks of `book.phantom_study` on blends that differ in nothing but their fill."""
 
-import copy
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -18,7 +17,7 @@ from galnb.relevance import polarized_relevance
 CHUNK = 50  # frames of 424 px in floats at a time
 PADDED = 0.02  # from this share of fill on, an image counts as padded
 BINS = (PADDED, 0.05, 0.1, 0.2, 0.4, 1.0)  # of the padded area, for blind detection
-READINGS = ("paper", "sky", "black")
+READINGS = ("paper", "composite", "sky", "black")
 ANGLES = 24  # directions in which straight edges are sought, over 180 degrees
 
 
@@ -111,22 +110,23 @@ def quality(drawn: torch.Tensor, blends: blending.Blends) -> dict[str, float]:
     return {name: float(values[~values.isnan()].mean()) for name, values in found.items()}
 
 
+def qualities(gan: Gan, exam: Exam) -> dict[str, dict[str, float]]:
+    """Score what the generator makes of the blends of each fill."""
+    return {
+        name: quality(deblender.deblend(gan, blends.blended), blends) for name, blends in exam.blends.items()
+    }
+
+
 @torch.no_grad()
 def logits(network: nn.Module, images: torch.Tensor, batch: int = 16) -> torch.Tensor:
     return torch.cat([network(part).flatten() for part in images.split(batch)])
 
 
 def judgement(gan: Gan, drawn: torch.Tensor, exam: Exam, fill: str) -> dict[str, dict[str, float]]:
-    """Ask the discriminator to tell real from drawn galaxies: first ones, second ones padded and not.
-
-    ``auc_apart`` is what it does with the statistics of batches that are all real or all drawn, as in its
-    training: there the batch norm tells it more than one image can.
-    """
+    """Ask the discriminator to tell real from drawn galaxies: first ones, second ones padded and not."""
     galaxies, padding = exam.blends[fill].galaxies, exam.padding
-    network, apart = gan.discriminator, copy.deepcopy(gan.discriminator).train()
-    real, fake, real_apart, fake_apart = (
-        torch.stack([logits(judge, gan.prepare(images[:, place])) for place in (0, 1)])
-        for judge in (network, apart)
+    real, fake = (
+        torch.stack([logits(gan.discriminator, gan.prepare(images[:, place])) for place in (0, 1)])
         for images in (galaxies, drawn)
     )
     every, padded, whole = torch.ones_like(padding, dtype=torch.bool), padding >= PADDED, padding == 0
@@ -141,15 +141,15 @@ def judgement(gan: Gan, drawn: torch.Tensor, exam: Exam, fill: str) -> dict[str,
             "p_drawn": float(no.sigmoid().mean()),
             "logit_real": float(yes.mean()),
             "logit_drawn": float(no.mean()),
-            "auc_apart": auc(real_apart[place, part], fake_apart[place, part]),
         }
     return found
 
 
 def read_maps(gan: Gan, images: torch.Tensor, exam: Exam, reading: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the positive and negative maps (B, 1, H, W) of images in [0, 1] by one of `READINGS`."""
-    references = None if reading == "paper" else gan.prepare(exam.references[reading])
-    name = "paper" if reading == "paper" else "reference"
+    relative = reading in exam.references
+    references = gan.prepare(exam.references[reading]) if relative else None
+    name = "reference" if relative else reading
     found = polarized_relevance(gan.discriminator, gan.prepare(images), reading=name, references=references)
     return found.per_pixel()
 
@@ -238,7 +238,7 @@ def on_zeros(gan: Gan, exam: Exam) -> dict[str, dict]:
     padded, draw = exam.padding >= PADDED, torch.Generator().manual_seed(0)
     images = exam.blends["zeros"].galaxies[padded, 1]
     found = {}
-    for reading in ("paper", "sky"):
+    for reading in READINGS[:3]:
         up, down = read_maps(gan, images, exam, reading)
         found[reading] = edges({"positive": up, "negative": down}, exam.footprint[padded], draw)
     return found
@@ -262,10 +262,9 @@ def probe(gan: Gan, exam: Exam) -> dict[str, float]:
 
 def measure(gan: Gan, exam: Exam, fill: str) -> dict:
     """Measure generator and discriminator of one run; `fill` is the one that they were trained with."""
-    drawn = {name: deblender.deblend(gan, blends.blended) for name, blends in exam.blends.items()}
     return {
-        "quality": {name: quality(drawn[name], blends) for name, blends in exam.blends.items()},
-        "judgement": judgement(gan, drawn[fill], exam, fill),
+        "quality": qualities(gan, exam),
+        "judgement": judgement(gan, deblender.deblend(gan, exam.blends[fill].blended), exam, fill),
         "probe": probe(gan, exam),
         "relevance": relevance(gan, exam, fill),
     }

@@ -1,9 +1,10 @@
 """Does the fill reach the discriminator? `python -m book.phantom_study GALAXY_ZOO_FOLDER OUT_FOLDER`.
 
-Fifteen small deblender GANs: three fills (zeros, reflection, sky noise), each from five seeds. Same galaxies,
-same warps, same first weights, same order; only the fill differs. The generator paints (`"unet"`) and the
-losses are those of Li et al. and of Reiman and Goehre: squared error and 1e-3 times the adversary. Each run
-leaves its weights in OUT; those that exist are not repeated, and a run that was stopped goes on.
+Thirty small deblender GANs: three fills (zeros, reflection, sky noise), each from five seeds, with and
+without an adversary (`book.phantom_training`). All start with one common generator; same galaxies, same warps,
+same order; only the fill differs. The generator paints (`"unet"`) and the losses are those of Li et al. and of
+Reiman and Goehre: squared error and 1e-3 times the adversary. Each run leaves its weights in OUT; those that
+exist are not repeated, and a run that was stopped goes on.
 
 All are then measured on the 300 test images (`book.phantom_measure`), and so are judges: discriminators that
 learn alone, to tell galaxies with a zero fill from drawings that lie between the same galaxies without the
@@ -24,40 +25,18 @@ import torch
 from scipy import stats
 
 import galnb
-from book import phantom_data, phantom_measure
-from galnb import blending, images, notebook, training
-from galnb.blending import batches
+from book import phantom_data, phantom_measure, phantom_training
+from book.phantom_training import FILLS
+from galnb import images, notebook, training
 from galnb.files import write_atomically
 from galnb.gans import Gan, deblender
-from galnb.gans.losses import discriminator_bce
-from galnb.images import turned
-from galnb.training import experiments
 
-FILLS, SEEDS = ("zeros", "reflect", "noise"), (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2, 3, 4)
 RECORD = notebook.RECORDS / "09_phantom_boundary.json"
 EXAM_SEED = 2009
 JUDGES = (0.0, 0.1, 1.0)  # part of the generator's error in what a judge must call drawn
-JUDGE_SEEDS, JUDGE_IMAGES, JUDGE_STEPS, JUDGE_BATCH, JUDGE_RATE = (0, 1, 2), 400, 120, 8, 5e-4
-
-
-def train_one(fill: str, seed: int, frames: torch.Tensor, folder: Path, preset: str = "laptop") -> Path:
-    """Train the networks of one fill and one seed; return the file that holds them."""
-    file = folder / f"{fill}_{seed}" / "final.safetensors"
-    if file.is_file():
-        return file
-    chosen = experiments.experiment("phantom", preset)
-    fresh = batches.blend_batches(
-        frames, batch_size=chosen.batch_size, seed=seed, perturbation=blending.Perturbation(fill=fill),
-        crop=240, size=80,
-    )  # fmt: skip
-    gan = deblender.deblender(replace(chosen.model, seed=seed))
-    story = {
-        "name": "phantom", "preset": preset, "data": "galaxyzoo", "batch_size": chosen.batch_size,
-        "images": len(frames), "rule": "max", "fill": fill,
-    }  # fmt: skip
-    schedule = replace(chosen.training, seed=seed)
-    training.train(gan, fresh, schedule, folder=file.parent, resume=True, experiment=story)
-    return file
+JUDGE_SEEDS, JUDGE_IMAGES, JUDGE_STEPS = (0, 1, 2), 400, 600
+BOUNDED = {"auc", "auc_apart", "accuracy", "p_real", "p_drawn", "paired", "share_in_fill"}  # in [0, 1]
 
 
 def judge_bank(gan: Gan, frames: torch.Tensor, seed: int) -> tuple[torch.Tensor, ...]:
@@ -71,20 +50,12 @@ def judge_bank(gan: Gan, frames: torch.Tensor, seed: int) -> tuple[torch.Tensor,
 
 
 def train_judge(gan: Gan, bank: tuple[torch.Tensor, ...], share: float, seed: int) -> Gan:
-    """Train a fresh discriminator; real and drawn galaxies share each batch, and so its statistics."""
-    judge = deblender.deblender(replace(gan.config, seed=1000 + seed)).discriminator.train()
-    optimizer = torch.optim.Adam(judge.parameters(), lr=JUDGE_RATE)
-    draw = torch.Generator().manual_seed(seed)
-    for _ in range(JUDGE_STEPS):
-        chosen = torch.randint(len(bank[0]), (JUDGE_BATCH,), generator=draw)
-        turn = int(torch.randint(8, (), generator=draw))
-        real, clean, error = (part[chosen] for part in bank)
-        images = torch.cat([real, (clean + share * error).clamp(0, 1)])
-        real_logits, fake_logits = judge(gan.prepare(turned(images, turn))).chunk(2)
-        optimizer.zero_grad()
-        discriminator_bce(real_logits, fake_logits).backward()
-        optimizer.step()
-    return replace(gan, discriminator=judge.eval())
+    """Train a fresh discriminator; what it must call drawn has this share of the generator's error."""
+    fresh = deblender.deblender(replace(gan.config, seed=1000 + seed)).discriminator
+    judge = replace(gan, discriminator=fresh)
+    real, clean, error = bank
+    phantom_training.learn_alone(judge, (real, clean, share * error), JUDGE_STEPS, seed)
+    return judge
 
 
 def measure_judge(judge: Gan, exam: phantom_measure.Exam, share: float) -> dict:
@@ -106,14 +77,21 @@ def stored(file: Path, make: Callable[[], dict]) -> dict:
     return json.loads(file.read_text())
 
 
-def across(values: list[float]) -> list[float]:
-    """Return mean and 95 % interval (Student's t) of one number of each seed."""
+def across(values: list[float], bounded: bool = False) -> list[float]:
+    """Return mean and 95 % interval (Student's t) of one number of each seed.
+
+    bounded: of numbers in [0, 1]; the interval is that of arcsin sqrt x, taken back, and lies in [0, 1] too.
+    """
     found = torch.tensor(values, dtype=torch.float64)
-    half = float(stats.t.ppf(0.975, len(found) - 1) * found.std() / len(found) ** 0.5)
-    return [float(found.mean()), float(found.mean()) - half, float(found.mean()) + half]
+    scaled = found.clamp(0, 1).sqrt().asin() if bounded else found
+    half = float(stats.t.ppf(0.975, len(found) - 1) * scaled.std() / len(found) ** 0.5)
+    ends = [float(scaled.mean()) - half, float(scaled.mean()) + half]
+    if bounded:
+        ends = [math.sin(min(max(end, 0.0), math.pi / 2)) ** 2 for end in ends]
+    return [float(found.mean()), *ends]
 
 
-def pool(runs: list):
+def pool(runs: list, bounded: bool = False):
     """Put mean and interval over the runs in the place of every number of equal dictionaries.
 
     Runs that have no such number (an empty map has no contrast) are left out; None if fewer than two have.
@@ -122,10 +100,10 @@ def pool(runs: list):
     if len(known) < 2:
         return None
     if isinstance(known[0], dict):
-        return {key: pool([run[key] for run in known]) for key in known[0]}
+        return {key: pool([run[key] for run in known], bounded or key in BOUNDED) for key in known[0]}
     if isinstance(known[0], list):
-        return [pool(list(values)) for values in zip(*known, strict=True)]
-    return across(known)
+        return [pool(list(values), bounded) for values in zip(*known, strict=True)]
+    return across(known, bounded)
 
 
 def rounded(values, digits: int = 4):
@@ -159,9 +137,25 @@ def audits(galaxyzoo: Path, first: Path | None) -> dict:
     return found | ({"FIRST": phantom_data.audited(first)} if first else {})
 
 
+def measure_run(run: str, gan: Gan, exam: phantom_measure.Exam, folder: Path) -> dict:
+    """Measure the networks of a run; without adversary the generator alone, else the judges too."""
+    fill, _, *alone = run.split("_")
+    if alone:
+        return {"quality": phantom_measure.qualities(gan, exam)}
+    found = phantom_measure.measure(gan, exam, fill) | {"on_zeros": phantom_measure.on_zeros(gan, exam)}
+    game = training.load_checkpoint(folder / "game.safetensors").gan
+    drawn = deblender.deblend(game, exam.blends[fill].blended)
+    return found | {"in_game": phantom_measure.judgement(game, drawn, exam, fill)}
+
+
 def write_record(content: dict, **more) -> None:
     """Write the record: every run, and mean and interval over the seeds."""
-    of_fill = {fill: [content["runs"][f"{fill}_{seed}"] for seed in SEEDS] for fill in FILLS}
+    runs = content["runs"]
+    of_fill = {
+        fill + end: pool([runs[f"{fill}_{seed}{end}"] for seed in SEEDS])
+        for fill in FILLS
+        for end in ("", "_alone")
+    }
     of_share = {
         f"{share:g}": [with_frame_share(content["judges"][seed][f"{share:g}"]) for seed in JUDGE_SEEDS]
         for share in JUDGES
@@ -174,7 +168,7 @@ def write_record(content: dict, **more) -> None:
         "seeds": list(SEEDS),
         "judge_seeds": list(JUDGE_SEEDS),
         **more,
-        "fills_of_training": {fill: pool(found) for fill, found in of_fill.items()},
+        "fills_of_training": of_fill,
         "judges": {share: pool(found) for share, found in of_share.items()},
         **{part: content[part] for part in ("boxes", "fills", "audit", "runs")},
     }
@@ -193,17 +187,12 @@ def main() -> None:
     frames = images.galaxy_zoo(chosen.galaxyzoo, split="train", **whole).pixels
     test = images.galaxy_zoo(chosen.galaxyzoo, split="test", **whole).pixels
     exam = phantom_measure.make_exam(test, frames[:2], seed=EXAM_SEED)
+    common = phantom_training.train_common(frames, chosen.out)
     runs, judges = {}, {}
-    for seed in SEEDS:
-        for fill in FILLS:
-            file = train_one(fill, seed, frames, chosen.out)
-            gan = training.load_checkpoint(file).gan
-            make = partial(phantom_measure.measure, gan, exam, fill)
-            runs[f"{fill}_{seed}"] = stored(file.with_name("measured.json"), make) | {
-                "on_zeros": stored(
-                    file.with_name("on_zeros.json"), partial(phantom_measure.on_zeros, gan, exam)
-                )
-            }
+    for run in [f"{fill}_{seed}{end}" for end in ("", "_alone") for seed in SEEDS for fill in FILLS]:
+        file = phantom_training.train_one(run, frames, common, chosen.out)
+        make = partial(measure_run, run, training.load_checkpoint(file).gan, exam, file.parent)
+        runs[run] = stored(file.with_name("measured.json"), make)
     for seed in JUDGE_SEEDS:
         gan = training.load_checkpoint(chosen.out / f"zeros_{seed}" / "final.safetensors").gan
         make = partial(judge_all, gan, frames, exam, seed)

@@ -10,7 +10,8 @@ from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
-from book import phantom_data, phantom_measure, phantom_study
+from book import phantom_data, phantom_measure, phantom_study, phantom_training
+from galnb import training
 from galnb.gans import deblender
 from galnb.training import experiments
 from tests.tiny_runs import one_thread  # noqa: F401
@@ -115,7 +116,7 @@ def test_straight_edges_are_found_and_curved_ones_are_not(generator, angle):
 def test_a_run_is_measured_whole_and_fits_json(exam, gan):
     found = phantom_measure.measure(gan, exam, "zeros")
     json.dumps(phantom_study.rounded(found), allow_nan=False)
-    assert set(found["relevance"]) == {"paper", "sky", "black"}
+    assert set(found["relevance"]) == {"paper", "composite", "sky", "black"}
     contrast = found["relevance"]["paper"]["positive"]["contrast"]
     assert contrast[1] <= contrast[0] <= contrast[2]
     again = phantom_measure.on_zeros(gan, exam)  # what was measured on zeros is found again
@@ -132,6 +133,12 @@ def test_across_is_students_interval():
         and high - mean == pytest.approx(2.776 * 2.5**0.5 / 5**0.5, rel=1e-3)
         and low == pytest.approx(6 - high)
     )
+    for values in ([1.0, 1.0, 0.9], [0.0, 0.4, 0.1], [0.02, 0.03, 0.01]):  # shares stay shares
+        mean, low, high = phantom_study.across(values, bounded=True)
+        assert 0 <= low < mean < high <= 1 and mean == pytest.approx(sum(values) / 3)
+    narrow = phantom_study.across([0.49, 0.5, 0.51], bounded=True)  # far from the ends both agree
+    assert narrow == pytest.approx(phantom_study.across([0.49, 0.5, 0.51]), abs=1e-4)
+    assert phantom_study.pool([{"auc": {"a": 1.0}}, {"auc": {"a": 0.5}}])["auc"]["a"][2] == 1
     assert phantom_study.pool([{"a": None}, {"a": 1.0}]) == {"a": None}
     assert phantom_study.pool([{"a": 2}, {"a": None}, {"a": 2.0}]) == {"a": [2, 2, 2]}
 
@@ -163,19 +170,50 @@ def test_the_frame_share_is_a_part_of_the_distance():
     assert phantom_study.with_frame_share(found)["frame_share"] == 0.25
 
 
-def test_training_is_not_repeated(tmp_path, generator, monkeypatch):
+def test_trainings_start_alike_and_are_not_repeated(tmp_path, generator, monkeypatch):
     chosen = experiments.experiment("phantom", "quick")
     tiny = replace(chosen, model=replace(chosen.model, **TINY | {"size": 80}), batch_size=2,
-                   training=replace(chosen.training, steps=1, warmup=0, save_every=1))  # fmt: skip
+                   training=replace(chosen.training, steps=1, burn_in=0, warmup=0, save_every=1))  # fmt: skip
     monkeypatch.setattr(experiments, "experiment", lambda name, preset: tiny)
+    for name, number in (("START_BLENDS", 8), ("START_STEPS", 2), ("SETTLE_STEPS", 1)):
+        monkeypatch.setattr(phantom_training, name, number)
     frames = torch.randint(256, (4, 3, 424, 424), dtype=torch.uint8, generator=generator)
-    file = phantom_study.train_one("noise", 0, frames, tmp_path, "quick")
-    before = file.stat().st_mtime_ns
-    assert phantom_study.train_one("noise", 0, frames, tmp_path, "quick").stat().st_mtime_ns == before
+    common = phantom_training.train_common(frames, tmp_path, "quick")
+    files = [
+        phantom_training.train_one(run, frames, common, tmp_path, "quick")
+        for run in ("noise_0", "noise_0_alone")
+    ]
+    before = files[0].stat().st_mtime_ns
+    again = phantom_training.train_one("noise_0", frames, common, tmp_path, "quick")
+    assert again.stat().st_mtime_ns == before
+    game, heard, alone = (
+        training.load_checkpoint(file).gan for file in (files[0].with_name("game.safetensors"), *files)
+    )
+    generators = [list(one.generator.parameters()) for one in (game, heard, alone)]
+    for first, second in zip(*generators[:2], strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)  # only the judge went on
+    assert any(not torch.equal(a, b) for a, b in zip(generators[0], generators[2], strict=True))
+    judges = [list(one.discriminator.parameters()) for one in (game, heard)]
+    assert any(not torch.equal(a, b) for a, b in zip(*judges, strict=True))
     made = []
     for _ in range(2):
         assert phantom_study.stored(tmp_path / "a.json", lambda: made.append(1) or {"b": 2}) == {"b": 2}
     assert made == [1]
+
+
+def test_errors_are_enlarged_at_first(generator, monkeypatch):
+    """Drawings miss a faint texture; the errors are enlarged at first and are their own size at the end."""
+    gan = deblender.deblender(deblender.DeblenderConfig(generator="unet", **TINY))
+    clean = torch.rand(16, 3, 48, 48, generator=generator) * 0.5 + 0.2
+    seen = []
+    kept, phantom_training.learn = phantom_training.learn, lambda g, o, real, drawn: seen.append(drawn - real)
+    try:
+        phantom_training.learn_alone(gan, (clean, clean, torch.full_like(clean, 0.01)), 300, seed=0)
+    finally:
+        phantom_training.learn = kept
+    assert seen[0].mean() == pytest.approx(0.08, abs=1e-3) and seen[-1].mean() == pytest.approx(
+        0.01, abs=1e-4
+    )
 
 
 def test_planted_frames_are_told_from_stamps(exam):
