@@ -1,10 +1,10 @@
 """Does the fill reach the discriminator? `python -m book.phantom_study GALAXY_ZOO_FOLDER OUT_FOLDER`.
 
 Thirty small deblender GANs: three fills (zeros, reflection, sky noise), each from five seeds, with and
-without an adversary (`book.phantom_training`). All start with one common generator; same galaxies, same warps,
-same order; only the fill differs. The generator paints (`"unet"`) and the losses are those of Li et al. and of
-Reiman and Goehre: squared error and 1e-3 times the adversary. Each run leaves its weights in OUT; those that
-exist are not repeated, and a run that was stopped goes on.
+without adversary (`book.phantom_training`). All start with one common generator; same galaxies, same
+warps, same order; only the fill differs. The generator paints (`"unet"`), the losses are those of Li et al.
+and of Reiman and Goehre: squared error and 1e-3 times the adversary. Each run leaves its weights in OUT;
+those that exist are not repeated, and a run that was stopped goes on.
 
 All are then measured on the 300 test images (`book.phantom_measure`), and so are judges: discriminators that
 learn alone, to tell galaxies with a zero fill from drawings that lie between the same galaxies without the

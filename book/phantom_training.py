@@ -48,7 +48,7 @@ def train_common(frames: torch.Tensor, folder: Path, preset: str = "laptop") -> 
     training.train(
         replace(gan, burn_in_loss=reconstruction_alone),
         lambda index: feeds[index % len(feeds)](index),
-        chosen.training,
+        replace(chosen.training, burn_in=chosen.training.steps),
         folder=file.parent,
         resume=True,
         experiment={"name": "phantom-common", "preset": preset, "data": "galaxyzoo", "images": len(frames)},
