@@ -126,7 +126,7 @@ KEY_NUMBERS = [
     ("03_first_gan", "judge_from_half", 0, 0.02, "the end of a noisy game; 0 is ideal, we find 0.002"),
     ("03_first_gan", "toy_mean", 1.45, 1.55, "the same; the real mean is 1.5"),
     ("03_first_gan", "live/drawn/0", 0, 0.2, "a short training; untrained and black pictures are further"),
-    ("03_first_gan", "live_lost/0", 0.02, 1, "a lost game: further from galaxies than the run above"),
+    ("03_first_gan", "live_lost/0", 0.02, 1, "large steps: no nearer to galaxies than a calm run comes"),
     ("03_first_gan", "live_gain_db", 0.5, 8, "held-out segments after a short training; its sign is certain"),
     ("03_first_gan", "noise_gain_db", -25, -2, "from the record: trained on noise, worse than doing nothing"),
     ("03_first_gan", "pairs_gain_db", 0.5, 12, "from the record: trained on pairs, better"),
