@@ -5,7 +5,7 @@ PLAN.json lists checkpoints of long trainings, each as a dictionary:
   file      its path, relative to the plan
   network   the curve that it belongs to, such as "deblender-paper"
   before    generator steps of earlier trainings that it went on from
-  hours     of one thread up to this point
+  seconds   of one thread that a step takes
   phase     what the step size did there: "start" (burn-in or warm-up), "full", "falling", "settled" (at zero)
 
 Each takes the same 300 blends of galaxies apart that no training saw, some 20 s of one core. Two lines are
@@ -52,8 +52,8 @@ def operations(gan: Gan, blended: torch.Tensor) -> int:
 
 def measure(point: dict, folder: Path, blends: blending.Blends) -> tuple[dict, torch.Tensor]:
     """Return what one checkpoint reached, and the PSNR (B,) in dB of each blend, mean of its galaxies."""
-    if set(point) != {"file", "network", "before", "hours", "phase"} or point["phase"] not in PHASES:
-        wanted = f"file, network, before, hours, and phase, one of {', '.join(PHASES)}"
+    if set(point) != {"file", "network", "before", "seconds", "phase"} or point["phase"] not in PHASES:
+        wanted = f"file, network, before, seconds, and phase, one of {', '.join(PHASES)}"
         raise ValueError(f"the plan has {point!r}; expected {wanted}")
     file = folder / point["file"]
     checkpoint = load_checkpoint(file)
@@ -65,7 +65,7 @@ def measure(point: dict, folder: Path, blends: blending.Blends) -> tuple[dict, t
     found = {
         "steps": steps,
         "blends": seen,
-        "hours": point["hours"],
+        "hours": steps * point["seconds"] / 3600,
         "operations": TRAINING * operations(checkpoint.gan, blends.blended[:1]) * seen,
         "phase": point["phase"],
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),

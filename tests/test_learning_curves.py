@@ -32,7 +32,7 @@ def plan(tmp_path):
         gan = deblender.deblender(replace(TINY, seed=step))
         save_checkpoint(tmp_path / f"{step}.safetensors", gan, experiment={"batch_size": 4}, step=step)
         listed.append(
-            {"file": f"{step}.safetensors", "network": "tiny", "before": 2, "hours": step, "phase": phase}
+            {"file": f"{step}.safetensors", "network": "tiny", "before": 2, "seconds": 1.8, "phase": phase}
         )
     return listed
 
@@ -79,6 +79,7 @@ def test_a_curve_says_what_its_checkpoints_reached(plan, tmp_path, blends):
     found = learning_curves.curve(plan[::-1], tmp_path, blends)
     assert [point["steps"] for point in found["points"]] == [3, 4, 10]
     assert [point["blends"] for point in found["points"]] == [12, 16, 40]
+    assert [point["hours"] for point in found["points"]] == pytest.approx([0.0015, 0.002, 0.005])
     first, _, last = found["points"]
     assert last["operations"] * 12 == first["operations"] * 40
     drawn = deblender.deblend(deblender.deblender(replace(TINY, seed=8)), blends.blended)
@@ -90,7 +91,7 @@ def test_a_curve_says_what_its_checkpoints_reached(plan, tmp_path, blends):
 
 @pytest.mark.parametrize("wrong", [{"phase": "later"}, {"rate": 1}])
 def test_a_wrong_plan_is_named(plan, tmp_path, blends, wrong):
-    with pytest.raises(ValueError, match="expected file, network, before, hours, and phase"):
+    with pytest.raises(ValueError, match="expected file, network, before, seconds, and phase"):
         learning_curves.measure(plan[0] | wrong, tmp_path, blends)
 
 
