@@ -231,7 +231,7 @@ def test_the_install_cell_installs_where_galnb_is_not(found, monkeypatch):
 def test_notebook_opens_as_the_template_says(path):
     opening, install, parameters, start = read(path).cells[:4]
     assert opening.cell_type == "markdown" and opening.source.startswith("# ")
-    for part in ("**You will learn to**", "| concept | importance |", "Time", "{doc}`/book/run_times`"):
+    for part in ("**You will learn to**", "| concept | importance |", "Time", "(../book/run_times.md)"):
         assert part.lower() in re.sub(r"\s*\|\s*", " | ", opening.source).lower(), part
     assert {"skip-execution", "hide-cell", "install"} <= set(tags(install))
     target = f"{ADDRESS}@v{galnb.__version__}"
