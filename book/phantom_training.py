@@ -136,5 +136,6 @@ def train_one(run: str, frames: torch.Tensor, common: Path, folder: Path, preset
     training.train(gan, feed, schedule, folder=file.parent, resume=True, experiment=story)
     if not alone:
         settle(gan, lambda step: feed(schedule.steps + step))
-        training.save_checkpoint(file, gan, experiment=story, step=schedule.steps)
+        told = training.load_checkpoint(file.with_name("game.safetensors")).experiment
+        training.save_checkpoint(file, gan, experiment=told, step=schedule.steps)
     return file

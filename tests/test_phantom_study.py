@@ -187,8 +187,10 @@ def test_trainings_start_alike_and_are_not_repeated(tmp_path, generator, monkeyp
     again = phantom_training.train_one("noise_0", frames, common, tmp_path, "quick")
     assert again.stat().st_mtime_ns == before
     game, heard, alone = (
-        training.load_checkpoint(file).gan for file in (files[0].with_name("game.safetensors"), *files)
+        training.load_checkpoint(file) for file in (files[0].with_name("game.safetensors"), *files)
     )
+    assert game.experiment == heard.experiment and heard.experiment["training"]["steps"] == 1
+    game, heard, alone = game.gan, heard.gan, alone.gan
     generators = [list(one.generator.parameters()) for one in (game, heard, alone)]
     for first, second in zip(*generators[:2], strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0)  # only the judge went on
