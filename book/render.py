@@ -19,6 +19,7 @@ import nbformat
 import yaml
 
 from book.run_notebooks import ROOT, Executed
+from galnb.notebook import RESERVED
 
 PROMPTS = {
     "solution": "solution",
@@ -107,7 +108,7 @@ def substitutions(executed: list[Executed]) -> dict[str, str]:
     values = {"run_times": run_times(executed), "versions": versions(executed)}
     for one in executed:
         for key, value in one.results.items():
-            if key not in ("run", "exercises"):
+            if key not in RESERVED:
                 values |= _flat(f"r_{one.name}_{key}", value)
     return values
 

@@ -99,9 +99,10 @@ def cache_key(path: Path, parameters: dict, root: Path = ROOT) -> str:
 
 
 def code_of(path: Path) -> list[tuple[str, list[str]]]:
-    """Return source and tags of each code cell: the part of a notebook that decides its outputs."""
+    """Return source and tags of each code cell that is run: what decides the outputs of a notebook."""
     cells = nbformat.read(path, 4).cells
-    return [(cell.source, _tags(cell)) for cell in cells if cell.cell_type == "code"]
+    ran = [cell for cell in cells if cell.cell_type == "code" and "skip-execution" not in _tags(cell)]
+    return [(cell.source, _tags(cell)) for cell in ran]
 
 
 def galnb_modules(source: str, root: Path = ROOT) -> set[Path]:

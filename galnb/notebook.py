@@ -24,6 +24,7 @@ from galnb.files import write_atomically
 from galnb.training import experiments
 
 RECORDS = Path(__file__).parent / "records"
+RESERVED = ("run", "exercises", "solutions")  # of results.json: what no chapter records
 _PACKAGES = ("galnb", "torch", "torchvision", "numpy", "scikit-image", "matplotlib")
 
 
@@ -86,25 +87,37 @@ class Run:
         """Merge values into `results.json`, all of them or none; a name that is there already is replaced.
 
         values: finite numbers, text, booleans, None, tensors, arrays, paths, or lists and dicts of these;
-            anything else, and the names "run" and "exercises", are a ValueError.
+            anything else, and the names in RESERVED, are a ValueError.
         """
-        if taken := sorted(values.keys() & {"run", "exercises"}):
+        if taken := sorted(values.keys() & set(RESERVED)):
             raise ValueError(f"results.json keeps {taken} for itself; record the value under another name")
         self._merge({key: _plain(value, key) for key, value in values.items()})
 
-    def check(self, exercise: str, answer: Any, expected: Any, *, tolerance: float = 0.0, hint: str) -> str:
+    def check(
+        self,
+        name: str,
+        answer: Any,
+        expected: Any,
+        *,
+        tolerance: float = 0.0,
+        hint: str,
+        solution: bool = False,
+    ) -> str:
         """Compare the answer of an exercise with the expected one, remember the outcome and say it.
 
+        name: of the exercise, once in a chapter.
         answer, expected: numbers, text, tensors, arrays or sequences; `answer=None`: nobody has answered yet.
         tolerance: largest absolute difference that still counts as right, >= 0. hint: said if it is wrong.
+        solution: the answer is the book's, not the reader's, and is remembered apart.
         """
         at_least(0.0, tolerance=tolerance)
-        right = answer is not None and _agree(answer, expected, tolerance)
-        exercises = _read(self.folder / "results.json").get("exercises", {})
-        self._merge({"exercises": {**exercises, exercise: right}})
+        right = None if answer is None else _agree(answer, expected, tolerance)
+        place = "solutions" if solution else "exercises"
+        known = _read(self.folder / "results.json").get(place, {})
+        self._merge({place: {**known, name: right}})
         if answer is None:
             return "No answer yet."
-        return "Right." if right else f"Not yet: {hint}"
+        return ("The solution is right." if solution else "Right.") if right else f"Not yet: {hint}"
 
     def finish(self) -> str:
         """Record time and peak memory once more, and say them (s, GiB)."""

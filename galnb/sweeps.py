@@ -218,4 +218,4 @@ def _run_notebook(notebook: Path, point: _Point, folder: Path) -> _Point:
     if len(written) != 1:
         raise ValueError(f"{copy.name} wrote {len(written)} results.json below out_dir; expected one")
     kept = json.loads(written[0].read_text(encoding="utf-8")) | {"executed": f"{folder.name}/{copy.name}"}
-    return {name: value for name, value in kept.items() if name not in ("run", "exercises")}
+    return {name: value for name, value in kept.items() if name not in ("run", "exercises", "solutions")}

@@ -95,6 +95,7 @@ def test_record_merges_and_takes_tensors(run):
         ({"model": object()}, "model is <object"),
         ({"run": 1}, "keeps"),
         ({"exercises": {}}, "keeps"),
+        ({"solutions": {}}, "keeps"),
     ],
 )
 def test_record_refuses_all_or_nothing(run, values, message):
@@ -138,12 +139,21 @@ def test_check_answers_and_remembers(run, answer, expected, tolerance, right):
 
 def test_check_without_an_answer(run):
     assert run.check("one", None, 1.0, hint="look again") == "No answer yet."
-    assert results(run)["exercises"] == {"one": False}
+    assert results(run)["exercises"] == {"one": None}
     assert run.check("one", 1, 1.0, hint="look again") == "Right."
     run.check("two", 2, 1.0, hint="")
     assert results(run)["exercises"] == {"one": True, "two": False}
     with pytest.raises(ValueError, match="tolerance"):
         run.check("one", 1, 1.0, tolerance=-1, hint="")
+
+
+def test_a_solution_does_not_answer_the_exercise(run):
+    """As when all cells of a chapter are run at once: exercise, then its folded solution."""
+    assert run.check("one", None, 1.0, hint="look again") == "No answer yet."
+    assert run.check("one", 1, 1.0, hint="look again", solution=True) == "The solution is right."
+    assert run.check("two", 2, 1.0, hint="look again", solution=True) == "Not yet: look again"
+    assert results(run)["exercises"] == {"one": None}
+    assert results(run)["solutions"] == {"one": True, "two": False}
 
 
 def test_summary_and_finish_speak_plainly(run, tmp_path):

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from book.run_notebooks import notebook_paths, run
+from galnb import notebook
 
 pytestmark = pytest.mark.book
 each_notebook = pytest.mark.parametrize("path", notebook_paths(), ids=lambda path: path.stem)
@@ -34,12 +35,20 @@ def outputs(executed, kind):
 
 @each_notebook
 def test_solutions_are_right(executed):
-    exercises = executed.results["exercises"]
-    assert len(exercises) >= 3
-    assert all(exercises.values()), exercises
+    solutions = executed.results["solutions"]
+    assert len(solutions) >= 3
+    assert all(solutions.values()), solutions
     for cell in code(executed):
         if "solution" in cell.metadata.get("tags", []):
-            assert "Right." in "".join(output.get("text", "") for output in cell.outputs), cell.id
+            said = "".join(output.get("text", "") for output in cell.outputs)
+            assert "The solution is right." in said, cell.id
+
+
+@each_notebook
+def test_running_all_cells_answers_no_exercise(executed):
+    exercises = executed.results["exercises"]
+    assert exercises.keys() == executed.results["solutions"].keys()
+    assert set(exercises.values()) == {None}, exercises
 
 
 @each_notebook
@@ -248,6 +257,13 @@ KEY_NUMBERS = [
     ("14_mosaic", "kept/seeds", 4, 4, "other draws of the whole field in the record"),
     ("14_mosaic", "kept/bigger/0", 0.5, 1, "the report's statement, on the record"),
 ]
+
+
+def test_where_there_is_no_ring_none_is_measured():
+    (kept,) = notebook.record("07_training_stages").values()
+    for claim, *numbers, said, _ in kept["table"][1:4]:
+        assert (set(numbers) == {"no ring"}) == ("a ring to measure" in said), claim
+    assert all(one == "no ring to measure" or one[0][1] > 0 for one in kept["rings"].values())
 
 
 @pytest.mark.parametrize(

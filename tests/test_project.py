@@ -16,17 +16,18 @@ import jsonschema
 import nbformat
 import pytest
 import yaml
-from IPython.core.inputtransformer2 import TransformerManager
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import galnb
+from book import notebooks
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ADDRESS = PROJECT["urls"]["Repository"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXTRAS = PROJECT["optional-dependencies"]
+BRANCH = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["branch"]  # or a tag
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -127,7 +128,9 @@ def test_the_public_address_is_the_same_everywhere():
 def test_the_version_is_the_same_everywhere():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == galnb.__version__
     assert f"## {galnb.__version__}" in (ROOT / "CHANGELOG.md").read_text()
-    assert f"{ADDRESS}@v{galnb.__version__}" in (ROOT / "README.md").read_text()
+    assert BRANCH in ("main", f"v{galnb.__version__}")
+    for name in ("README.md", "book/how_to_run.md"):
+        assert re.findall(rf"{ADDRESS}@([\w.]+)", (ROOT / name).read_text()) == [BRANCH], name
 
 
 def test_citation_file_is_valid():
@@ -209,22 +212,71 @@ def test_the_hook_that_strips_outputs_leaves_the_sources_as_they_are(tmp_path):
         assert json.loads(copy.read_text()) == json.loads(path.read_text()), path.stem
 
 
-def asked_of_pip(source):
-    """Run an install cell as IPython would and return what it hands to pip."""
+def run_install_cell(monkeypatch, found, code=0, stderr=""):
+    """Run the install cell where `found` is what Python knows of galnb; return what it asks pip."""
     asked = []
-    shell = SimpleNamespace(run_line_magic=lambda name, line: asked.append(line))
-    exec(TransformerManager().transform_cell(source), {"get_ipython": lambda: shell})
+
+    def pip(command, **options):
+        asked.append(command)
+        return SimpleNamespace(returncode=code, stderr=stderr)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: found)
+        patch.setattr("subprocess.run", pip)
+        exec(notebooks.install_cell(), {})
     return asked
+
+
+def test_the_install_cell_is_the_same_in_every_notebook():
+    for path in NOTEBOOKS:
+        (cell,) = [cell for cell in code(path) if "install" in tags(cell)]
+        assert cell.source == notebooks.install_cell(), f"{path.name}: run python -m book.notebooks"
+
+
+def test_the_install_cell_does_nothing_where_galnb_is(monkeypatch, capfd):
+    assert not run_install_cell(monkeypatch, SimpleNamespace(origin="galnb/__init__.py"), code=1)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
     "found", [None, SimpleNamespace(origin=None)], ids=["nothing", "a folder of that name"]
 )
-def test_the_install_cell_installs_where_galnb_is_not(found, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
-    for path in NOTEBOOKS:
-        (line,) = asked_of_pip(read(path).cells[1].source)
-        assert line.startswith("install --quiet") and ADDRESS in line
+def test_the_install_cell_installs_quietly_where_galnb_is_not(found, monkeypatch, capfd):
+    ((*command, wanted),) = run_install_cell(monkeypatch, found)
+    assert command == [sys.executable, "-m", "pip", "install", "--quiet"]
+    asked, place = wanted.split(" @ ")
+    assert Requirement(asked).extras <= set(EXTRAS) and Requirement(asked).name == PROJECT["name"]
+    assert place == f"git+{ADDRESS}@{BRANCH}"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_install_cell_says_what_to_do_where_it_cannot_install(monkeypatch):
+    with pytest.raises(ModuleNotFoundError, match=r"choose the kernel.*pip install 'galnb(?s:.*)no route"):
+        run_install_cell(monkeypatch, None, code=1, stderr="no route to host")
+
+
+@pytest.mark.parametrize(
+    ("given", "marks"),
+    [
+        (["hide-input"], {"cellView": "form", "jupyter": {"source_hidden": True}}),
+        (
+            ["hide-cell", "solution"],
+            {"cellView": "form", "jupyter": {"source_hidden": True, "outputs_hidden": True}},
+        ),
+        (["hide-cell", "install"], {"cellView": "form", "jupyter": {"source_hidden": True}}),
+        (["parameters"], {}),
+    ],
+)
+def test_a_cell_that_a_page_folds_is_folded_in_jupyterlab_and_colab(given, marks):
+    cell = nbformat.v4.new_code_cell("1", metadata={"tags": given, "cellView": "code", "jupyter": {"x": 1}})
+    notebooks.fold(cell)
+    assert dict(cell.metadata) == {"tags": given, **marks}
+
+
+@each_notebook
+def test_notebook_is_in_order(path, tmp_path):
+    copy = Path(shutil.copy(path, tmp_path))
+    assert not notebooks.keep(copy), f"{path.name}: run python -m book.notebooks"
 
 
 @each_notebook
@@ -234,12 +286,6 @@ def test_notebook_opens_as_the_template_says(path):
     for part in ("**You will learn to**", "| concept | importance |", "Time", "(../book/run_times.md)"):
         assert part.lower() in re.sub(r"\s*\|\s*", " | ", opening.source).lower(), part
     assert {"skip-execution", "hide-cell", "install"} <= set(tags(install))
-    target = f"{ADDRESS}@v{galnb.__version__}"
-    asks = rf'%pip install --quiet "galnb(\[[a-z,]+\])? @ git\+{re.escape(target)}"'
-    assert re.fullmatch(asks, install.source.splitlines()[-1].strip())
-    assert asked_of_pip(install.source) == []
-    extras = re.findall(r"[a-z]+", (re.search(r"\[(.+)\]", install.source) or [""])[0])
-    assert set(extras) <= set(EXTRAS)
     assert tags(parameters) == ["parameters"]
     values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(parameters.source).body}
     asked = {"preset": "quick", "seed": 0, "device": "auto", "out_dir": ""}
@@ -270,6 +316,10 @@ def test_notebook_has_three_exercises_with_solutions(path):
         assert {"hide-cell", "solution"} <= set(tags(solution)), exercise.id
         name = r"run\.check\(\s*(['\"][^'\"]+['\"])"
         assert re.findall(name, exercise.source) == re.findall(name, solution.source) != [], exercise.id
+        assert "solution=True" in solution.source, f"{solution.id} would answer for the reader"
+        assert not re.search(r"\banswer\b *=", solution.source), (
+            f"{solution.id} takes the reader's answer away"
+        )
 
 
 def test_the_ledger_keeps_to_the_vocabulary_of_verdicts():
