@@ -80,7 +80,7 @@ def train_classifier(
     Returns the network in eval mode, which takes images in [-1, 1], and a curve of ``step``, ``loss`` (of the
     batch), ``accuracy`` and ``brier`` (of the validation images).
     """
-    images = check_images(images)
+    images = check_images(images, channels=1)
     batches = labelled_batches(images, labels, batch_size=config.batch_size, seed=config.seed, size=size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -109,13 +109,11 @@ def scores(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> di
     ``accuracy``; ``brier``, the mean over images of sum_c (p_c - y_c)^2, 0 at best, 0.75 for equal chances of
     four classes; ``recall FRI`` and so on, NaN for a class that is not there.
     """
-    check_images(images)
+    check_images(images, channels=1)
     if labels.shape != (len(images),):
         raise ValueError(f"got {len(images)} images and labels {tuple(labels.shape)}; expected one each")
     chances = torch.cat([network(part.float() * 2 - 1).softmax(1) for part in images.split(256)])
     right = chances.argmax(1) == labels
     brier = (chances - functional.one_hot(labels, chances.shape[1])).square().sum(1).mean().item()
-    recall = {
-        f"recall {name}": right[labels == i].float().mean().item() for i, name in enumerate(RADIO_CLASSES)
-    }
+    recall = {f"recall {c}": right[labels == i].float().mean().item() for i, c in enumerate(RADIO_CLASSES)}
     return {"accuracy": right.float().mean().item(), "brier": brier, **recall}

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from galnb.blending import BLEND_RULES
 from galnb.blending.fills import FILLS
-from galnb.checks import one_of
+from galnb.checks import check_floats, check_kind, one_of
 from galnb.gans import Gan
 from galnb.images import check_images
 from galnb.relevance import Polarized, deletion_gate, polarized_relevance
@@ -70,7 +70,9 @@ def compose(
     rule, fill: keys of `galnb.blending.BLEND_RULES` and `galnb.blending.fills.FILLS`
     generator: for fills that draw noise
     """
+    check_kind(Placement, "such as Placement(x=10.0)", placement=placement)
     for name, image in (("first", first), ("second", second)):
+        check_floats(image, name=name)
         check_images(image[None], name=name)
     if first.shape != second.shape or first.shape[1] != first.shape[2]:
         got = f"{tuple(first.shape)} and {tuple(second.shape)}"
@@ -100,9 +102,11 @@ def examine(
 
     image: (C, H, W) in [0, 1]
     reading: key of `galnb.relevance.READINGS`
-    references: (K, C, H, W) in [0, 1], used by reading "reference" only
+    references: (K, C, H, W) in [0, 1], used by reading "reference" only; the image is none of them
     generator: draws the sky noise of the gate
     """
+    check_kind(Gan, "such as load_checkpoint(...).gan", gan=gan)
+    check_floats(image, name="image")
     check_images(image[None], name="image")
     given = gan.prepare(image[None])
     others = gan.prepare(references) if reading == "reference" and references is not None else None
@@ -118,6 +122,7 @@ def radial_profile(maps: torch.Tensor, *, width: float = 2.0) -> tuple[torch.Ten
     width: of a ring, px; rings that leave the image are left out
     Returns the middle of each ring (R,), px, and the mean per pixel of the ring (B, R).
     """
+    check_floats(maps, name="maps", finite=True)
     if maps.ndim != 4 or maps.shape[-1] != maps.shape[-2] or not 0 < width <= maps.shape[-1] / 2:
         raise ValueError(f"got shape {tuple(maps.shape)}, width {width}; expected square (B, C, H, W) maps")
     size = maps.shape[-1]
@@ -131,6 +136,4 @@ def radial_profile(maps: torch.Tensor, *, width: float = 2.0) -> tuple[torch.Ten
 def gate_verdicts(gate: Sequence[float]) -> tuple[str, str]:
     """Say "passed", "FAILED" or "empty map" for both changes of the logit."""
     wanted = zip(gate, (-1, 1), strict=True)
-    return tuple(
-        "passed" if change * sign > 0 else "FAILED" if change else "empty map" for change, sign in wanted
-    )
+    return tuple("passed" if x * sign > 0 else "FAILED" if x else "empty map" for x, sign in wanted)

@@ -104,9 +104,7 @@ def loss_curves(
     at_least(1, window=window)
     if not names or not all(len(losses.get(name, ())) == len(steps) > 0 for name in names):
         known = {name: len(values) for name, values in losses.items()}
-        raise ValueError(
-            f"got {list(names)}; expected names of {known} with a value at each of {len(steps)} steps"
-        )
+        raise ValueError(f"got {[*names]}; expected names of {known}, a value at each of {len(steps)} steps")
     ax, window = ax or plt.gca(), min(window, len(steps))
     for name in names:
         (line,) = ax.plot(steps, losses[name], linewidth=1, alpha=0.3)
@@ -207,9 +205,8 @@ def score_against(
     place = np.digitize(x, np.quantile(x, np.linspace(0, 1, bins + 1)[1:-1]))
     groups = [place == index for index in np.unique(place)]
     centres = [np.median(x[group]) for group in groups]
-    low, lower, middle, upper, high = np.transpose(
-        [np.percentile(scores[group], (5, 25, 50, 75, 95)) for group in groups]
-    )
+    spread = [np.percentile(scores[group], (5, 25, 50, 75, 95)) for group in groups]
+    low, lower, middle, upper, high = np.transpose(spread)
     ax = ax or plt.gca()
     (line,) = ax.plot(centres, middle, marker="o", markersize=4, label=label or None)
     for bottom, top, alpha in ((lower, upper, 0.3), (low, high, 0.12)):
@@ -219,12 +216,10 @@ def score_against(
 
 def _image(image: torch.Tensor, channels: Sequence[int] = ()) -> torch.Tensor:
     """Return one image or map as finite float64 on the CPU."""
-    check_floats(image, name="image")
+    check_floats(image, name="image", finite=True)
     if image.ndim != 3 or len(image) not in (channels or [len(image)]):
         shape = f"({' or '.join(map(str, channels)) or 'C'}, H, W)"
         raise ValueError(f"got {tuple(image.shape)}, expected one image {shape}; of a batch take x[0]")
-    if not image.isfinite().all():
-        raise ValueError("got NaN or infinite values, expected finite ones; see torch.nan_to_num")
     return image.detach().cpu().double()
 
 
@@ -237,9 +232,7 @@ def _scaled(relevance: torch.Tensor, scale: float | None) -> tuple[np.ndarray, f
 
 def _numbers(values: torch.Tensor, name: str) -> np.ndarray:
     if not isinstance(values, torch.Tensor) or not values.numel() or values.isnan().any():
-        raise ValueError(
-            f"{name}: expected a tensor of at least one number without NaN, see torch.nan_to_num"
-        )
+        raise ValueError(f"{name}: expected a tensor, at least one number without NaN; see torch.nan_to_num")
     return values.detach().cpu().double().numpy()
 
 

@@ -275,7 +275,7 @@ def test_bad_judges_and_galaxies_are_refused():
         evaluation.judge_figures(judged(Planted()), good * 2 - 1, good)
     with pytest.raises(ValueError, match=r"drawn: got \(2, 2, 1, 8, 8\); .* of one shape"):
         evaluation.judge_figures(judged(Planted()), good, good[:2])
-    with pytest.raises(ValueError, match="gan is a Planted; expected a Gan"):
+    with pytest.raises(ValueError, match="gan: got Planted, expected Gan; such as load_checkpoint"):
         evaluation.judge_figures(Planted(), good, good)
     with pytest.raises(ValueError, match=r"answers one image with \(1, 64\).*expected one finite logit"):
         evaluation.judge_figures(judged(nn.Flatten()), good, good)

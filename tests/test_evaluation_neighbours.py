@@ -166,7 +166,7 @@ def test_banks_of_other_numbers(sky):
     for wrong in (sky.to(torch.complex64), sky.bool(), (255 * sky).long()):
         with pytest.raises(ValueError, match="bank: got dtype"):
             nearest(sky[:2], wrong)
-    with pytest.raises(ValueError, match="bank is None"):
+    with pytest.raises(ValueError, match="bank: got NoneType, expected Iterable; give a tensor or array"):
         nearest(sky[:2], None)
 
 
@@ -246,11 +246,13 @@ def test_of_several_neighbours_the_first_counts():
 def test_bad_scores_and_levels_are_refused():
     some = torch.rand(20)
     for bad in (some[:0], some[0], some.view(20, 1)[:, :0], some.view(20, 1, 1), some.numpy(), some.tolist()):
-        with pytest.raises(ValueError, match=r"generated is .*; expected a tensor \(B,\) or \(B, count\)"):
+        with pytest.raises(
+            ValueError, match=r"generated.*expected a tensor (of floats|\(B,\) or \(B, count\))"
+        ):
             memorisation(bad, some, levels=(0.9,))
-        with pytest.raises(ValueError, match=r"held_out is .*; expected a tensor"):
+        with pytest.raises(ValueError, match=r"held_out.*expected a tensor"):
             memorisation(some, bad, levels=(0.9,))
-    with pytest.raises(ValueError, match=r"held_out is .*of finite scores"):
+    with pytest.raises(ValueError, match="held_out: got NaN or infinite values"):
         memorisation(some, some * torch.nan, levels=(0.9,))
     with pytest.raises(
         ValueError, match=r"level 0\.99 of 20 held-out images; expected .*an image or more above"

@@ -187,7 +187,7 @@ def test_configs_come_back_from_json():
         ({"name": "a", "part": {"triple": [1]}}, "_Part has no field triple; known are pair"),
         ({}, "_Whole cannot be built from .*missing .* 'name'"),
         ({"name": ""}, "name is empty"),
-        ([1], "_Whole: got list, expected a table"),
+        ([1], "_Whole: got list, expected Mapping; a table of its fields"),
         (None, "_Whole: got NoneType"),
     ],
 )

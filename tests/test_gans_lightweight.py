@@ -219,7 +219,7 @@ def test_a_generator_can_be_explained_too(generator):
         ({"latent": 0}, "latent=0: expected a whole number of at least 1"),
         ({"penalty_every": 0}, "penalty_every=0"),
         ({"penalty": -1.0}, "penalty=-1.0: expected a finite number"),
-        ({"augmentation": {"hue": 0.5}}, "expected an Augmentation"),
+        ({"augmentation": {"hue": 0.5}}, "augmentation: got dict, expected Augmentation"),
     ],
 )
 def test_sizes_that_make_no_network_are_refused(options, message):

@@ -184,7 +184,7 @@ def test_galaxy_zoo_names_the_bad_place(folder, tmp_path_factory):
         images.galaxy_zoo(tmp_path_factory.mktemp("empty"))
     with pytest.raises(ValueError, match=r"100\.jpg: cannot be used as folder or zip of images"):
         images.galaxy_zoo(folder / "100.jpg")
-    with pytest.raises(ValueError, match="got 3 images, expected over 300"):
+    with pytest.raises(ValueError, match=r"got 3 images, expected over 300, as the last .* the test set"):
         images.galaxy_zoo(folder, split="test")
     with pytest.raises(ValueError, match=r"size=25 for .*averaging only shrinks"):
         images.galaxy_zoo(folder, size=25, crop=24)

@@ -130,8 +130,8 @@ def test_train_stopped_by_hand_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     (tmp_path / "my.toml").write_text(TINY)
     words = ["train", str(tmp_path / "my.toml"), "--folder", str(tmp_path / "run")]
     assert command_line.main(words) == 130
-    told = "stopped after step 1 of 2; resume=True (--resume) goes on from the last resume point"
-    assert capsys.readouterr().err.splitlines()[-1] == told
+    told = "stopped after step 1 of 2; resume=True (--resume), not overwrite, goes on from the last"
+    assert capsys.readouterr().err.splitlines()[-1] == f"{told} resume point"
     monkeypatch.undo()
     assert command_line.main([*words, "--resume"]) == 0
 

@@ -208,7 +208,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path, sky, labels):
     [
         (torch.full((1, 1, 4, 4), math.nan), "NaN"),
         (torch.full((1, 1, 4, 4), 200.0), "from 0..255 divide by 255"),
-        (torch.zeros(1, 3, 4, 4), "3 channels"),
+        (torch.zeros(1, 3, 4, 4), r"\(1, 3, 4, 4\), expected 1 channel; use x.mean"),
         (torch.zeros(0, 1, 4, 4), "none 0"),
         (torch.zeros(4, 4), "expected \\(batch, channel"),
         (torch.zeros(2, 9, 9, 1), r"permute\(0, 3, 1, 2\)"),

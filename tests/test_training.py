@@ -178,7 +178,7 @@ def test_an_interrupt_leaves_nothing_frozen():
     def interrupted(gan, batch, noise):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 0 of 1; nothing was kept"):
+    with pytest.raises(KeyboardInterrupt, match="step 0 of 1; nothing is on disk; build the networks anew"):
         train(replace(gan, generator_loss=interrupted), batches(), TrainingConfig(steps=1, **CPU))
     assert all(weight.requires_grad for weight in gan.discriminator.parameters())
     assert all(getattr(module, "track_running_stats", True) for module in gan.discriminator.modules())

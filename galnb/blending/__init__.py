@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from galnb.blending.fills import FILLS
-from galnb.checks import at_least, check_generator, one_of
+from galnb.checks import at_least, check_generator, check_kind, one_of
 from galnb.images import check_images
 from galnb.images.pixels import ring_level
 
@@ -34,9 +34,9 @@ class Perturbation:
     fill: str = "zeros"
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
+        if torch.as_tensor(self.scale).shape != (2,) or not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise ValueError(f"scale is {self.scale}; expected two finite numbers, 0 < low <= high")
-        if not 0 <= self.shift[0] <= self.shift[1] < 1:
+        if torch.as_tensor(self.shift).shape != (2,) or not 0 <= self.shift[0] <= self.shift[1] < 1:
             raise ValueError(f"shift is {self.shift}; expected fractions of the side, 0 <= low <= high < 1")
         one_of("fill", self.fill, FILLS)
 
@@ -111,6 +111,7 @@ def make_blends(
     one_of("rule", rule, BLEND_RULES)
     at_least(2, count=count)
     check_generator(generator)
+    check_kind(Perturbation, 'such as Perturbation(fill="noise")', perturbation=perturbation)
     crop, size = fitting_sizes(images, crop, size)
     area = (crop // size) ** 2
     if bank.shape[1] != images.shape[1]:
@@ -160,6 +161,7 @@ def segment(blends: Blends, *, noise: float, generator: torch.Generator) -> torc
     Returns (B, N, C, H, W) in [0, 1], "half galaxies". The report of `fixed_shift_blends` states no exact
     rule. Ours: a galaxy keeps the pixels where its mean of channels is the highest; on a tie both do.
     """
+    check_kind(Blends, "what make_blends(images, ...) returns", blends=blends)
     at_least(0.0, noise=noise)
     check_generator(generator)
     luminance = blends.galaxies.mean(2, keepdim=True)

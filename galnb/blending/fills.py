@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from galnb.checks import check_generator
+from galnb.images import check_images
 from galnb.images.pixels import PATCHES, border_noise, border_patches
 
 
@@ -49,6 +50,7 @@ def sky_tile(frames: torch.Tensor, *, generator: torch.Generator) -> torch.Tenso
     level against their own sky; its upper half against its lower half passes in 98, 94 and 92 %.
     """
     check_generator(generator)
+    frames = check_images(frames, name="frames")
     side = 2 ** (min(frames.shape[-2:]).bit_length() - 1)
     patches = border_patches(frames)  # (K, C, PATCHES, p, p)
     spots = (patches - patches.mean((2, 3, 4), keepdim=True)).unflatten(2, (4, PATCHES // 4))
@@ -75,6 +77,7 @@ def restore_noise(
     and has the variance that is missing, if any. On 300 Galaxy Zoo stamps, turned and moved, the noise was
     0.84 of the original's in the median (16 to 84 %: 0.77 to 0.93), and restored 1.00 (0.96 to 1.04).
     """
+    images, originals = check_images(images), check_images(originals, name="originals")
     if images.shape[:2] != originals.shape[:2]:
         raise ValueError(f"got {images.shape[:2]} and {originals.shape[:2]} images and channels: must match")
     wanted, found = border_noise(originals), border_noise(images)

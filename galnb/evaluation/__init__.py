@@ -63,8 +63,7 @@ def judge_figures(gan: Gan, true: torch.Tensor, drawn: torch.Tensor) -> dict:
     a guess). ``images``: B; ``batch_dependent``: whether the judge's layers see other images of a batch while
     it trains.
     """
-    if not isinstance(gan, Gan):
-        raise ValueError(f"gan is a {type(gan).__name__}; expected a Gan, such as load_checkpoint(...).gan")
+    checks.check_kind(Gan, "such as load_checkpoint(...).gan", gan=gan)
     for name, galaxies in (("true", true), ("drawn", drawn)):
         if not isinstance(galaxies, torch.Tensor) or galaxies.ndim != 5 or galaxies.shape != true.shape:
             given = tuple(getattr(galaxies, "shape", ())) or type(galaxies).__name__
@@ -98,9 +97,8 @@ def judge_sentence(figures: Mapping) -> str:
     missed = [f"{100 * value:.0f} %" for value in figures["true_called_fake"]]
     known, missed = (" / ".join(words[:1] if len({*words}) == 1 else words) for words in (known, missed))
     start = f"This judge tells true from drawn galaxies with an AUC of {known} and calls {missed} of the true"
-    return start + (
-        " ones fake." if min(auc) >= LEAST_AUC else " ones fake: too little to read much into its map."
-    )
+    weak = "" if min(auc) >= LEAST_AUC else ": too little to read much into its map"
+    return f"{start} ones fake{weak}."
 
 
 def _logits(gan: Gan, galaxies: torch.Tensor) -> torch.Tensor:

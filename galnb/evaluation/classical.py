@@ -126,10 +126,10 @@ def detect(image: torch.Tensor, *, method: str = "SEP", detection: Detection = D
     `Mosaic.catalogue` but for the wings below the threshold; ``area``: pixels.
     """
     checks.one_of("method", method, _DETECTORS)
-    if not isinstance(image, torch.Tensor) or image.ndim != 3 or min(image.shape[-2:]) < 8:
-        given = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
-        wanted = "one image (C, H, W) of 8 px or more a side; of an ImageSet take .pixels[0]"
-        raise ValueError(f"got {given}, expected {wanted}")
+    checks.check_floats(image, name="image")
+    if image.ndim != 3 or min(image.shape[-2:]) < 8:
+        wanted = "one image (C, H, W) of 8 px or more a side; of several take images[0]"
+        raise ValueError(f"got {tuple(image.shape)}, expected {wanted}")
     light = check_images(image[None], name="image")[0].detach().cpu().mean(0).contiguous().numpy()
     found, radius = _DETECTORS[method](light, detection, min(_MESH, *light.shape))
     columns = found["x"], found["y"], radius, found["flux"], found["npix"]

@@ -70,9 +70,7 @@ def nearest(
     images = check_images(images).detach().cpu()
     height, width = images.shape[-2:]
     if min(height, width) < WINDOW or (symmetries and height != width):
-        raise ValueError(
-            f"got images of {height} x {width} px; expected {WINDOW} or more, symmetries: squares"
-        )
+        raise ValueError(f"got images of {height} x {width} px; expected {WINDOW} or more, turned: squares")
     scores, places, seen = torch.zeros(len(images), 0), torch.zeros(len(images), 0, dtype=torch.int64), 0
     for piece in _pieces(bank, min(_PIECE, max(1, _MEMORY // (4 * images[0].numel())))):
         if piece.shape[1:] != images.shape[1:]:
@@ -171,8 +169,7 @@ def _rows(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, to
 
 def _pieces(bank, most: int) -> Iterator[torch.Tensor]:
     """Yield the bank in floats, at most so many images at a time."""
-    if not isinstance(bank, Iterable):
-        raise ValueError(f"bank is {bank!r}; expected a tensor or array (N, C, H, W), or pieces of one")
+    checks.check_kind(Iterable, "give a tensor or array (N, C, H, W), or pieces of one", bank=bank)
     for part in [bank] if isinstance(bank, _Pixels) else bank:
         for start in range(0, len(part), most):
             piece = part[start : start + most]
@@ -184,8 +181,7 @@ def _pieces(bank, most: int) -> Iterator[torch.Tensor]:
 
 def _first(name: str, scores: torch.Tensor) -> torch.Tensor:
     """Return the score of the first neighbour of each image, (B,) in double precision."""
-    fits = isinstance(scores, torch.Tensor) and scores.ndim in (1, 2) and scores.numel()
-    if not fits or not scores.isfinite().all():
-        given = tuple(getattr(scores, "shape", ())) or type(scores).__name__
-        raise ValueError(f"{name} is {given}; expected a tensor (B,) or (B, count) of finite scores")
+    checks.check_floats(scores, name=name, finite=True)
+    if scores.ndim not in (1, 2) or not scores.numel():
+        raise ValueError(f"{name} is {tuple(scores.shape)}; expected a tensor (B,) or (B, count) of scores")
     return scores.detach().double().reshape(len(scores), -1)[:, 0].contiguous()

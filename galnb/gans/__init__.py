@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from galnb.checks import at_least, check_floats
+from galnb.checks import at_least, check_floats, check_kind
 from galnb.gans.layers import evaluating
 
 Batch = dict[str, Tensor]
@@ -69,7 +69,8 @@ def tensors_of(batch: Batch, **shapes: tuple[int, ...]) -> list[Tensor]:
     count = (next(iter(given.values())) or (0,))[0]
     wanted = {name: (count or "B", *shape) for name, shape in shapes.items()}
     if given != wanted:
-        raise ValueError(f"batch holds {given}; expected {wanted}, at least one of each")
+        raise ValueError(f"batch holds {given}; expected {wanted}, at least one of each; "
+                         "cut and average images to that size, or build the networks for yours")  # fmt: skip
     return [batch[name] for name in shapes]
 
 
@@ -112,8 +113,7 @@ def from_json(kind: type, values: Mapping[str, Any]) -> Any:
 
     ValueError if values is no mapping, a field is unknown or missing, or the dataclass `kind` refuses one.
     """
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{kind.__name__}: got {type(values).__name__}, expected a table of its fields")
+    check_kind(Mapping, "a table of its fields", **{kind.__name__: values})
     hints = get_type_hints(kind)
     if unknown := sorted(set(values) - set(hints)):
         raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}; known are {', '.join(hints)}")

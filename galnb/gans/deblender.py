@@ -142,9 +142,8 @@ class _UNetGenerator(nn.Module):
         )
         self.skips = nn.ModuleList(Add() for _ in levels)
         self.up = nn.ModuleList(stage(level) for level in levels)
-        self.unfold = nn.Sequential(
-            nn.SiLU(), nn.Conv2d(widths[0], folded * config.count, 3, padding=1), nn.PixelShuffle(2)
-        )
+        last = nn.Conv2d(widths[0], folded * config.count, 3, padding=1)
+        self.unfold = nn.Sequential(nn.SiLU(), last, nn.PixelShuffle(2))
         self.gate = Gate(config.headroom) if config.generator == "gated" else _Brush()
 
     def forward(self, blended: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from galnb.checks import at_least, check_floats, check_generator
+from galnb.checks import at_least, check_floats, check_generator, check_kind
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
@@ -65,6 +65,7 @@ def batch_dependent(network: nn.Module) -> list[str]:
 
     A judge with such a layer scores an image by the company it is in; instance, group and layer norm do not.
     """
+    check_network(network)
     norm = nn.modules.batchnorm._BatchNorm  # what 1d to 3d, lazy and synchronised ones are made from
     layers = network.named_modules()
     return [name or type(layer).__name__ for name, layer in layers if isinstance(layer, norm)]
@@ -143,9 +144,15 @@ def dcgan_weights(*networks: nn.Module) -> None:
             nn.init.normal_(module.weight, 0.0, 0.02)
 
 
+def check_network(model: nn.Module) -> None:
+    """Refuse a whole GAN, a checkpoint and all else that is no network."""
+    check_kind(nn.Module, "give one network, such as gan.discriminator", model=model)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Hold a model in eval mode for the length of a `with` block; each submodule gets its own mode back."""
+    check_network(model)
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

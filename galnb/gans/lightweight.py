@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from galnb.checks import at_least, check_floats, check_generator
+from galnb.checks import at_least, check_floats, check_generator, check_kind
 from galnb.gans import Batch, Gan, Losses, build_gan, check_gan, in_batches, tensors_of
 from galnb.gans.layers import Add, Augmentation, Multiply, augment
 from galnb.gans.losses import discriminator_hinge, generator_hinge
@@ -39,8 +39,7 @@ class LightweightConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if not isinstance(self.augmentation, Augmentation):
-            raise ValueError(f"augmentation is {self.augmentation!r}; expected an Augmentation(hue=...)")
+        check_kind(Augmentation, "such as Augmentation(hue=0.25)", augmentation=self.augmentation)
         names = "size", "width", "widest", "latent", "penalty_every"
         at_least(1, **{name: getattr(self, name) for name in names})
         at_least(0, seed=self.seed)
@@ -66,9 +65,8 @@ class _Enlarge(nn.Module):
 
     def __init__(self, before: int, after: int):
         super().__init__()
-        self.convolution = nn.Sequential(
-            nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(before, 2 * after, 3, 1, 1, bias=False)
-        )
+        convolution = nn.Conv2d(before, 2 * after, 3, 1, 1, bias=False)
+        self.convolution = nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), convolution)
         self.noise = nn.Conv2d(1, 2 * after, 1, bias=False)
         self.add = Add()
         self.gate = nn.Sequential(nn.BatchNorm2d(2 * after), nn.GLU(1))

@@ -39,12 +39,15 @@ class ImageSet:
         return len(self.pixels)
 
 
-def check_images(images: torch.Tensor, *, name: str = "images", frames: bool = False) -> torch.Tensor:
+def check_images(
+    images: torch.Tensor, *, name: str = "images", frames: bool = False, channels: int | None = None
+) -> torch.Tensor:
     """Return a batch of images as float32; refuse what is none, and say how to get there.
 
     images: (B, C, H, W), no axis empty, any floating dtype, finite, in [0, 1] up to a rounding error of 1e-5.
     name: of the argument in the caller, for the message of the ValueError.
     frames: let bytes in 0..255 pass as they are; as floats, thousands of large frames would fill the memory.
+    channels: how many there must be, 1 (grey) or 3 (colour); any number without it.
     """
     shape, kind = tuple(getattr(images, "shape", ())), type(images).__name__
     last = len(shape) == 4 and shape[3] in COLOURS and min(shape[1:3]) > max(COLOURS)
@@ -57,6 +60,9 @@ def check_images(images: torch.Tensor, *, name: str = "images", frames: bool = F
     elif len(shape) != 4 or 0 in shape or last:
         way = turn if last else "add a missing axis with x[None] or join images with torch.stack"
         hint = f"shape {shape}, expected (batch, channel, height, width), none 0; {way}"
+    elif channels not in (None, shape[1]):
+        way = "x.mean(1, keepdim=True)" if channels == 1 else "x.expand(-1, 3, -1, -1), if it is grey"
+        hint = f"shape {shape}, expected {channels} channel{'s' * (channels > 1)}; use {way}"
     elif images.dtype == torch.uint8:
         return images
     else:

@@ -55,7 +55,8 @@ def galaxy_zoo(
     pairs = list(zip(paths, stems if len(set(stems)) == len(stems) else paths, strict=True))
     held_out = GALAXY_ZOO_TEST if split else 0
     if len(pairs) <= held_out:
-        raise ValueError(f"{root}: got {len(pairs)} images, expected over {held_out}; give more, or no split")
+        why = f"over {held_out}, as the last {held_out} by name are the test set; give more, or no split"
+        raise ValueError(f"{root}: got {len(pairs)} images, expected {why}")
     pairs = pairs[-held_out:] if split == "test" else pairs[: len(pairs) - held_out]
     paths, names = zip(*pairs[:limit], strict=True)
     labels, pixels = _labels(files, names), torch.empty(len(paths), 3, size, size, dtype=dtype)

@@ -42,11 +42,10 @@ def cut_out(galaxies: torch.Tensor) -> CutOut:
 
 def check_stamps(galaxies: torch.Tensor) -> None:
     """Refuse what is not a batch of square colour images (B, 3, S, S) of 16 px or more."""
-    check_images(galaxies, name="galaxies")
-    channels, height, width = galaxies.shape[1:]
-    if channels != 3 or height != width or width < 16:
-        wanted = "colour (3 channels), square, 16 px or more; repeat a grey image with x.repeat(1, 3, 1, 1)"
-        raise ValueError(f"got stamps of shape {(channels, height, width)}, expected {wanted}")
+    check_images(galaxies, name="galaxies", channels=3)
+    height, width = galaxies.shape[2:]
+    if height != width or width < 16:
+        raise ValueError(f"got stamps of {height} x {width} px, expected squares of 16 px or more")
 
 
 def _cut(galaxies: torch.Tensor) -> tuple[torch.Tensor, ...]:

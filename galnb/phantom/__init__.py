@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy import ndimage, stats
 
-from galnb.checks import at_least, check_generator
+from galnb.checks import at_least, check_floats, check_generator
 from galnb.gans.layers import evaluating
 from galnb.phantom.auditing import Report as Report
 from galnb.phantom.auditing import audit as audit
@@ -64,6 +64,7 @@ def interval(values: torch.Tensor, *, generator: torch.Generator) -> tuple[float
     Percentile bootstrap (Efron and Tibshirani 1993) over images. ValueError if fewer than two values remain.
     """
     check_generator(generator)
+    check_floats(values, name="values")
     values = values[~values.isnan()].double().cpu()
     if len(values) < 2:
         raise ValueError(f"got {len(values)} values that are not NaN; expected at least 2")
@@ -85,6 +86,7 @@ def background_histograms(
     Li et al. compare boxes of 20 x 20 px on an image enlarged to 256 px.
     """
     at_least(1, bins=bins, spacing=spacing)
+    check_floats(image, name="image", finite=True)
     if image.ndim != 3 or len(boxes) != 2:
         raise ValueError(f"got shape {tuple(image.shape)} and {len(boxes)} boxes; expected (C, H, W) and 2")
     for top, left, side in boxes:
@@ -113,6 +115,7 @@ def probe_fill(discriminator: torch.nn.Module, images: Mapping[str, torch.Tensor
     scores, auc = {}, {}
     with evaluating(discriminator):
         for fill, given in images.items():
+            check_floats(given, name=fill, finite=True)
             parts = [discriminator(part).reshape(len(part), -1).float().mean(1) for part in given.split(32)]
             scores[fill] = torch.cat(parts).cpu()
     for first, second in combinations(scores, 2):
@@ -133,9 +136,9 @@ def _signed_distance(footprint: torch.Tensor) -> torch.Tensor:
 
 def _magnitudes(maps: torch.Tensor, footprint: torch.Tensor) -> torch.Tensor:
     """Add up the channels of maps, as magnitudes (B, H, W), once both are what they must be."""
-    if footprint.dtype != torch.bool or maps.ndim != 4 or footprint.shape != (len(maps), 1, *maps.shape[2:]):
-        raise ValueError(
-            f"got maps {tuple(maps.shape)} and a footprint {tuple(footprint.shape)} of {footprint.dtype}; "
-            "expected (B, C, H, W) and bool (B, 1, H, W), as blends.footprints[:, 1] is"
-        )
+    check_floats(maps, name="maps", finite=True)
+    shape, kind = getattr(footprint, "shape", ()), getattr(footprint, "dtype", type(footprint).__name__)
+    if kind != torch.bool or maps.ndim != 4 or shape != (len(maps), 1, *maps.shape[2:]):
+        wanted = "(B, C, H, W); bool (B, 1, H, W), as blends.footprints[:, 1]"
+        raise ValueError(f"got maps {tuple(maps.shape)}, footprint {tuple(shape)} {kind}; expected {wanted}")
     return maps.detach().float().cpu().sum(1).abs()

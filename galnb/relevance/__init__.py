@@ -14,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from galnb.checks import check_floats, check_generator, one_of
-from galnb.gans.layers import batch_dependent, evaluating
+from galnb.checks import check_floats, check_generator, check_kind, one_of
+from galnb.gans.layers import batch_dependent, check_network, evaluating
 from galnb.relevance.graph import LOW, propagate, record, recording, total
 from galnb.relevance.rules import READINGS, RULES, Rule
 
@@ -114,7 +114,8 @@ def polarized_relevance(
         `references`, averaged over them, signed contributions in the upper half of the layers
     bias: "paper" and "output" keep the biases in the denominators, as printed; their share then leaks, so
         that Eq. 1 (conservation) holds only without
-    references: (K, C, H, W), for "reference": eight real and generated images, or cheaper, one of sky
+    references: (K, C, H, W), for "reference": eight real and generated images, none of them among `images`;
+        or cheaper, one of sky
 
     R_i = sum_j [z_ij]± / (sum_k [z_kj]± + [b_j]±) R_j with z_ij = x_i w_ij (Eq. 3): products are truncated,
     not weights. Both maps of "paper" and "output" start from 1. On planted truth these two do not tell
@@ -169,6 +170,7 @@ def deletion_gate(
     map (> 0 passes).
     """
     images = _checked(images, "images")
+    check_kind(Polarized, "what polarized_relevance returns", polarized=polarized)
     shape, given = tuple(images.shape), tuple(polarized.positive.shape)
     if len(shape) != 4 or given != shape or not 0 < share < 1:
         got = f"maps {given} for images {shape}, share {share}"
@@ -222,6 +224,7 @@ def _run(
 @contextmanager
 def _settled(model: nn.Module, device: str) -> Iterator[None]:
     """Hold a model in eval mode, in float32 where it is coarser, without autocast; then as it was."""
+    check_network(model)
     tensors = (*model.parameters(), *model.buffers())
     coarse = [(tensor, tensor.data) for tensor in tensors if tensor.dtype in LOW]
     try:
@@ -240,31 +243,26 @@ def _split(signed: Tensor) -> tuple[Tensor, Tensor]:
 
 def _checked(images: Tensor, name: str) -> Tensor:
     """Return finite float images, in float32 where they are coarser."""
-    check_floats(images, name=name)
+    check_floats(images, name=name, finite=True)
     if images.ndim < 2 or 0 in images.shape:
-        raise ValueError(
-            f"{name}: got shape {tuple(images.shape)}, expected (B, C, H, W), as the model takes it"
-        )
-    if not images.isfinite().all():
-        raise ValueError(f"{name}: got NaN or infinite values; see torch.nan_to_num")
+        raise ValueError(f"{name}: got shape {tuple(images.shape)}, expected (B, C, H, W), for the model")
     return images.float() if images.dtype in LOW else images
 
 
 def _fitting(references: Tensor, images: Tensor) -> Tensor:
-    """Refuse references of another shape, and an image that all of them equal: its map would be empty."""
+    """Refuse references of another shape, and one that equals an image: it explains no part of that one."""
     if references.shape[1:] != images.shape[1:]:
         raise ValueError(f"references {tuple(references.shape)} do not fit images {tuple(images.shape)}")
     references = references.to(images)
     for index, image in enumerate(images):
-        if (references == image).all():
-            raise ValueError(f"references equal image {index}: the difference is 0, give other references")
+        if (same := (references == image).flatten(1).all(1)).any():
+            which = f"reference {int(same.nonzero()[0])} equals image {index}"
+            raise ValueError(f"{which}, whose difference to it is 0: give references that are not explained")
     return references
 
 
 def _one_each(output: Tensor) -> Tensor:
     if output[0].numel() != 1:
-        raise ValueError(
-            f"the model has {output[0].numel()} outputs per image; say which to explain by relevance(..., "
-            f"seed=), of shape {tuple(output.shape)}"
-        )
+        way = f"say which to explain by relevance(..., seed=), of shape {tuple(output.shape)}"
+        raise ValueError(f"the model has {output[0].numel()} outputs per image; {way}")
     return torch.ones_like(output)

@@ -145,10 +145,9 @@ class _Watch(TorchDispatchMode):
             # without gradients, and by an alias behind its back, autograd would not know
             alias = not given[0].requires_grad and any(_share_memory(given[0], x) for x in self.seen)
             if alias or (on_graph and not (name in _COPIES_IN_PLACE and torch.is_grad_enabled())):
-                raise ValueError(
-                    f"the model computes {name} in place outside a known layer, where relevance would go "
-                    "astray. Make it a module (galnb.gans.layers.Add for sums), or write a new tensor instead"
-                )
+                way = "Make it a module (galnb.gans.layers.Add for sums), or write a new tensor instead"
+                told = f"the model computes {name} in place outside a known layer"
+                raise ValueError(f"{told}, where relevance would go astray. {way}")
         found = function(*args, **kwargs)
         if on_graph and torch.is_grad_enabled() and "_like" not in name and not name.startswith("new_"):
             self.seen += [found] if isinstance(found, Tensor) else found
@@ -167,10 +166,9 @@ def _run(tape: _Tape, model: nn.Module, images: Tensor) -> None:
         except RuntimeError as error:
             failure = error
     weights = ", ".join(sorted({str(x.dtype) for x in model.parameters()}))
-    raise ValueError(
-        f"the model does not take images of shape {tuple(images.shape)} and {images.dtype} (its weights are "
-        f"{weights or 'none'}), or changes a tensor in place outside a layer: {failure}"
-    ) from failure
+    told = f"the model does not take images of shape {tuple(images.shape)} and {images.dtype}"
+    why = f"(its weights are {weights or 'none'}), or changes a tensor in place outside a layer: {failure}"
+    raise ValueError(f"{told} {why}") from failure
 
 
 def _note(tape: _Tape, name: str, module: nn.Module, role: Role, forward: Callable, *args, **kwargs):
@@ -231,10 +229,9 @@ def _source(tensor: Tensor, name: str, known: set[int]) -> _Source:
         seen.add(node)
         kind, before = node.name(), [one for one, _ in node.next_functions]
         if not _COPIES.fullmatch(kind):
-            raise ValueError(
-                f"before {name!r} the model computes {kind} outside a known layer, where relevance would go "
-                "astray. Make it a module: galnb.gans.layers.Add for sums, nn.AvgPool2d for means, ..."
-            )
+            way = "Make it a module: galnb.gans.layers.Add for sums, nn.AvgPool2d for means, ..."
+            told = f"before {name!r} the model computes {kind} outside a known layer"
+            raise ValueError(f"{told}, where relevance would go astray. {way}")
         leaf = getattr(node, "variable", None)
         found += [leaf] if id(leaf) in known else []
         mixed |= leaf is not None and id(leaf) not in known

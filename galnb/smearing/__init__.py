@@ -9,7 +9,7 @@ from collections import namedtuple
 import torch
 from torch.nn import functional as F
 
-from galnb.checks import at_least
+from galnb.checks import at_least, check_floats
 from galnb.gans.layers import Smear as Smear
 from galnb.gans.layers import gaussian_kernel as gaussian_kernel
 from galnb.images import check_images
@@ -27,6 +27,7 @@ def effective_width(kernel: torch.Tensor) -> float:
     kernel: (S, S), S odd, weights >= 0 with a positive sum, else ValueError.
     Smaller than the sigma it was made with where the kernel is cut off: at most 0.816 for 3 x 3.
     """
+    check_floats(kernel, name="kernel")
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or len(kernel) % 2 == 0:
         raise ValueError(f"got a kernel of shape {tuple(kernel.shape)}; expected a square of an odd side")
     weights = kernel.double()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from galnb.checks import at_least, check_generator
+from galnb.checks import at_least, check_floats, check_generator, check_kind
 from galnb.gans.radio import generate
 from galnb.images import RADIO_CLASSES, check_images
 from galnb.training.checkpoints import load_checkpoint
@@ -56,9 +56,7 @@ def image_counts(images: torch.Tensor) -> torch.Tensor:
     Pixels become whole grey levels, floor(255 x), as published for generated images; for real ones, which
     hold whole levels, it is the rounding that was published. A pixel is lit from level 1.
     """
-    check_images(images)
-    if images.shape[1] != 1:
-        raise ValueError(f"got images with {images.shape[1]} channels; expected one, as x.mean(1, True)")
+    check_images(images, channels=1)
     flat = whole_levels(images).cpu().flatten(1)
     return torch.cat([_count(part.numpy()) for part in flat.split(100)])  # what the processor's cache holds
 
@@ -103,6 +101,8 @@ def relative_mae(generated: torch.Tensor, real: torch.Tensor) -> float:
     Mean over the bins with r + g > 0 of 2 |r - g| / (r + g) (Rustige et al. 2023).
     ValueError if the shapes differ, a height is negative or not finite, or a histogram is empty.
     """
+    way = 'one of the histograms, such as histograms(images)["active"]'
+    check_kind(torch.Tensor, way, generated=generated, real=real)
     if generated.shape != real.shape or real.ndim != 1:
         raise ValueError(f"got histograms of {tuple(generated.shape)} and {tuple(real.shape)} bins; "
                          "expected one shape (bins,)")  # fmt: skip
@@ -178,7 +178,8 @@ def choose(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     new (C,): the best of each class, which draws that class alone.
     ValueError if there are fewer than four checkpoints, or a score is not finite.
     """
-    if scores.ndim != 2 or len(scores) < _KEPT or not torch.isfinite(scores).all():
+    check_floats(scores, name="scores", finite=True)
+    if scores.ndim != 2 or len(scores) < _KEPT:
         raise ValueError(f"got scores {tuple(scores.shape)}; expected finite ones (K, C) of {_KEPT} "
                          "checkpoints or more")  # fmt: skip
     return scores.mean(1).argsort(stable=True)[:_KEPT], scores.argmin(0)

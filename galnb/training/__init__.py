@@ -1,6 +1,7 @@
 """The one training loop of the book: any `Gan`, any device, stopped and continued at will. Chapter 04."""
 
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from galnb.checks import check_kind
 from galnb.gans import Batch, Gan
 from galnb.training.checkpoints import Checkpoint as Checkpoint
 from galnb.training.checkpoints import claim_folder, read_resume_point, save_checkpoint, write_resume_point
@@ -29,7 +31,7 @@ def train(
     overwrite: bool = False,
     callback: Callable[[int, dict[str, float], Gan], None] | None = None,
     experiment: Mapping | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> History:
     """Train a GAN in place: burn-in, then discriminator and generator in turn; it ends in eval mode.
 
@@ -38,9 +40,15 @@ def train(
         resume (go on from resume.pt, or start where nothing is) nor overwrite (replace the run) is asked for.
     callback: called after each step with (step, losses, gan), the gan with its mean generator if it has one.
     experiment: what else made the run (data, batch size), as JSON; goes into the checkpoints.
+    progress: whether to draw a bar with losses and remaining time; None: where somebody watches a notebook.
     FloatingPointError if a loss or weight is not finite: what was saved stays. Under torchrun each process
     takes its share of every batch, so a run on several devices follows that on one (batch norm apart).
     """
+    check_kind(Gan, "such as deblender(config), or load_checkpoint(...).gan", gan=gan)
+    check_kind(TrainingConfig, "of an experiment give .training", config=config)
+    if not callable(batches):
+        wanted = "a function such as galnb.blending.batches.blend_batches(images, ...)"
+        raise ValueError(f"batches: got {type(batches).__name__}, expected {wanted}")
     story = {"config": asdict(config), "model": {"gan": gan.name, **asdict(gan.config)}}
     story = json.loads(json.dumps({**story, "experiment": dict(experiment or {})}))  # as a file holds it
     goes_on = claim_folder(folder, config.stages, resume, overwrite)
@@ -48,16 +56,24 @@ def train(
     with _told(state, folder):
         if goes_on:
             read_resume_point(Path(folder) / "resume.pt", story, state)
-        steps, shown = range(state.step, config.steps), progress and state.fabric.is_global_zero
+        shown = (_watched() if progress is None else progress) and state.fabric.is_global_zero
+        steps = range(state.step, config.steps)
         bar = tqdm(steps, total=config.steps, initial=state.step, disable=not shown, unit="step")
         with closing(_ahead(batches, state)) as feed, bar:
             for step in bar:
                 losses = take_step(state, feed)
                 _save(state, losses, folder, story)
-                bar.set_postfix(losses, refresh=False)
+                bar.set_postfix({n: x for n, x in losses.items() if n.endswith("total")}, refresh=False)
                 if callback is not None:
                     callback(step, losses, state.kept())
     return state.history
+
+
+def _watched() -> bool:
+    """Say whether somebody watches this notebook: papermill and its kin say that nobody answers `input`."""
+    kernel = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    request = getattr(kernel, "get_parent", dict)()
+    return bool(request.get("content", {}).get("allow_stdin"))
 
 
 @contextmanager
@@ -68,7 +84,8 @@ def _told(state: State, folder: str | Path | None) -> Iterator[None]:
         if state.average is not None:
             state.gan.generator.load_state_dict(state.average.state_dict())
     except KeyboardInterrupt as stop:
-        way = "resume=True (--resume) goes on from the last resume point" if folder else "nothing was kept"
+        way = "nothing is on disk; build the networks anew, or give a folder to be able to go on"
+        way = "resume=True (--resume), not overwrite, goes on from the last resume point" if folder else way
         raise KeyboardInterrupt(f"stopped after step {state.step} of {state.config.steps}; {way}") from stop
     finally:
         networks(state.gan).eval()

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from galnb.checks import one_of
+from galnb.checks import check_kind, one_of
 from galnb.files import write_atomically
 from galnb.gans import Gan, deblender, from_json, lightweight, radio, vanilla
 from galnb.training.steps import History, State, networks
@@ -60,6 +60,7 @@ def save_checkpoint(
     Compiled and DataParallel networks are saved as what they wrap. ValueError if the path is none, dtype
     cannot hold a weight, or a network is not the one of the config: such a file could not be loaded.
     """
+    check_kind(Gan, "of a checkpoint give .gan", gan=gan)
     path = Path(path)
     if path.suffix != ".safetensors" or path.is_dir():
         raise ValueError(f"path is {path}; expected a file name that ends in .safetensors, not a folder")
