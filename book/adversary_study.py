@@ -81,27 +81,30 @@ def kept(file: Path, blends: blending.Blends, features: torch.nn.Module) -> dict
 
 
 def paired(runs: dict[str, dict[str, dict]]) -> dict[str, list[float]]:
-    """Return mean and 95 % interval (Student's t) over seeds of each score, with minus without adversary."""
-    found = {}
-    for key in next(iter(runs.values()))["with"]:
-        gains = torch.tensor([run["with"][key] - run["without"][key] for run in runs.values()]).double()
+    """Return mean and 95 % interval (Student's t) over seeds of each score, with minus without adversary.
+
+    Nothing for fewer than two pairs.
+    """
+    pairs, found = [run for run in runs.values() if len(run) == 2], {}
+    for key in pairs[0]["with"] if len(pairs) > 1 else ():
+        gains = torch.tensor([run["with"][key] - run["without"][key] for run in pairs]).double()
         half = stats.t.ppf(0.975, len(gains) - 1) * gains.std().item() / len(gains) ** 0.5
         found[key] = [gains.mean().item(), gains.mean().item() - half, gains.mean().item() + half]
     return found
 
 
 def finished(folder: Path) -> dict[str, dict[str, Path]]:
-    """Return the files of both arms by seed, for the seeds of which both have ended."""
-    pairs = {}
+    """Return the files of the arms that have ended, by seed; the arm with an adversary comes first."""
+    found = {}
     for seed in SEEDS:
         ends = {"with": f"{FILL}_{seed}", "without": f"{FILL}_{seed}_alone"}
         files = {arm: folder / name / "final.safetensors" for arm, name in ends.items()}
-        if all(file.is_file() for file in files.values()):
-            pairs[str(seed)] = files
-    if len(pairs) < 2:
-        wanted = f"two seeds or more with both {FILL}_SEED and {FILL}_SEED_alone; run book.phantom_study"
-        raise FileNotFoundError(f"{folder} holds {len(pairs)} finished pairs of runs; expected {wanted}")
-    return pairs
+        if files["with"].is_file():
+            found[str(seed)] = {arm: file for arm, file in files.items() if file.is_file()}
+    if not found:
+        wanted = f"at least {FILL}_SEED/final.safetensors; run book.phantom_study first"
+        raise FileNotFoundError(f"{folder} has no finished run; expected {wanted}")
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -111,15 +114,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("galaxyzoo", type=Path)
     parser.add_argument("phantom", type=Path)
     chosen = parser.parse_args(arguments)
-    pairs = finished(chosen.phantom)
+    ended = finished(chosen.phantom)
     blends = evaluation.held_out_blends(chosen.galaxyzoo, count=COUNT)
     features = feature_network(FEATURES, pooled=True)
     runs = {
         seed: {arm: kept(file, blends, features) for arm, file in files.items()}
-        for seed, files in pairs.items()
+        for seed, files in ended.items()
     }
     common = chosen.phantom / "common" / "final.safetensors"
-    story = load_checkpoint(next(iter(pairs.values()))["with"])
+    story = load_checkpoint(next(iter(ended.values()))["with"])
     record = {
         "command": "python -m book.adversary_study GALAXY_ZOO_FOLDER PHANTOM_FOLDER",
         "date": datetime.date.today().isoformat(),

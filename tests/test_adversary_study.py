@@ -59,7 +59,7 @@ def test_pairs_are_compared_by_seed():
 
 @pytest.fixture
 def runs(tmp_path):
-    """Folder of three tiny pairs, the last of which has not ended, and their common start."""
+    """Folder of two tiny pairs and half of a third, and their common start."""
     ends = ("common", "zeros_0", "zeros_0_alone", "zeros_1", "zeros_1_alone", "zeros_2")
     for number, name in enumerate(ends):
         gan = deblender.deblender(replace(TINY, seed=number))
@@ -78,7 +78,11 @@ def test_the_program_writes_a_record_and_measures_once(runs, monkeypatch, genera
     monkeypatch.setattr(adversary_study.evaluation, "held_out_blends", lambda folder, count: blends)
     adversary_study.main([str(runs), str(runs)])
     record = json.loads((runs / "record.json").read_text())
-    assert list(record["runs"]) == ["0", "1"] and record["features"] == "random" and record["steps"] == 3
+    assert (
+        [len(run) for run in record["runs"].values()] == [2, 2, 1]
+        and record["features"] == "random"
+        and record["steps"] == 3
+    )
     keys = {"psnr", "ssim", "frechet", "detail", "detail_agrees"}
     assert set(record["difference"]) == set(record["start"]) == keys
     assert str(runs) not in json.dumps(record)
@@ -86,7 +90,11 @@ def test_the_program_writes_a_record_and_measures_once(runs, monkeypatch, genera
     adversary_study.main([str(runs), str(runs)])
 
 
-def test_one_pair_is_too_few(runs):
-    (runs / "zeros_1_alone" / "final.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="holds 1 finished pairs of runs; expected two seeds or more"):
-        adversary_study.main([str(runs), str(runs)])
+def test_one_pair_has_no_interval():
+    scores = {"psnr": 20.0}
+    assert adversary_study.paired({"0": {"with": scores, "without": scores}, "1": {"with": scores}}) == {}
+
+
+def test_a_folder_without_runs_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no finished run; expected at least zeros_SEED"):
+        adversary_study.main([str(tmp_path), str(tmp_path)])
