@@ -19,7 +19,7 @@ from scipy import stats
 
 import galnb
 from galnb import blending, evaluation, notebook
-from galnb.evaluation import metrics
+from galnb.evaluation import distances, metrics
 from galnb.files import write_atomically
 from galnb.gans import Gan, deblender
 from galnb.gans.features import feature_network
@@ -60,22 +60,24 @@ def fine_structure(drawn: torch.Tensor, truth: torch.Tensor) -> dict[str, float]
     }
 
 
-def measure(gan: Gan, blends: blending.Blends, features: torch.nn.Module) -> dict[str, float]:
-    """Score one generator: all galaxies of all blends."""
+def measure(gan: Gan, blends: blending.Blends, seen: torch.Tensor, features: torch.nn.Module) -> dict:
+    """Score one generator, all galaxies of all blends; `seen` are the features (B, D) of the true ones."""
     drawn, truth = deblender.deblend(gan, blends.blended).flatten(0, 1), blends.galaxies.flatten(0, 1)
     return {
         "psnr": metrics.psnr(drawn, truth, data_range=1).mean().item(),
         "ssim": metrics.ssim(drawn, truth, data_range=1).mean().item(),
-        "frechet": evaluation.frechet_distance(drawn, truth, features=features).value,
+        "frechet": distances.frechet_distance(
+            distances.embed(drawn, features), seen, features=features
+        ).value,
         **fine_structure(drawn, truth),
     }
 
 
-def kept(file: Path, blends: blending.Blends, features: torch.nn.Module) -> dict[str, float]:
+def kept(file: Path, *exam) -> dict[str, float]:
     """Return what was measured of the run whose weights are in `file`; measure it first if it was not."""
     place = file.with_name("adversary.json")
     if not place.is_file():
-        found = measure(load_checkpoint(file).gan, blends, features)
+        found = measure(load_checkpoint(file).gan, *exam)
         write_atomically(place, json.dumps(found).encode())
     return json.loads(place.read_text(encoding="utf-8"))
 
@@ -117,10 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
     ended = finished(chosen.phantom)
     blends = evaluation.held_out_blends(chosen.galaxyzoo, count=COUNT)
     features = feature_network(FEATURES, pooled=True)
-    runs = {
-        seed: {arm: kept(file, blends, features) for arm, file in files.items()}
-        for seed, files in ended.items()
-    }
+    exam = blends, distances.embed(blends.galaxies.flatten(0, 1), features), features
+    runs = {seed: {arm: kept(file, *exam) for arm, file in files.items()} for seed, files in ended.items()}
     common = chosen.phantom / "common" / "final.safetensors"
     story = load_checkpoint(next(iter(ended.values()))["with"])
     record = {
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
         "batch_size": story.experiment["batch_size"],
         "reconstruction": story.gan.config.reconstruction,
         "adversarial_weight": story.gan.config.adversarial_weight,
-        "start": kept(common, blends, features),
+        "start": kept(common, *exam),
         "runs": runs,
         "difference": paired(runs),
     }

@@ -278,3 +278,18 @@ def test_key_number_is_in_its_range(name, place, low, high):
     for step in place.split("/"):
         value = value[int(step) if isinstance(value, list) else step]
     assert low <= value <= high
+
+
+def test_the_summary_of_chapter_05_is_true_of_its_record():
+    record = notebook.record("05_evaluation")
+    maxima, sums = (
+        {name: row["psnr"]["both"]["mean"] for name, row in record[kind].items()} for kind in ("max", "sum")
+    )
+    network, told = "deblender-bounded", "symmetry templates, told centres"
+    tools = [name for name in sums if name not in ("black", told) and not name.startswith("deblender")]
+    lead, left = (scores[network] - max(scores[name] for name in tools) for scores in (maxima, sums))
+    assert left < lead / 2 and sums[network] < sums[told]
+    assert maxima["deblender-sum"] < maxima[network]
+    known = maxima[told] - maxima["symmetry templates"]
+    tuned = [maxima[f"{name}, tuned"] - maxima[name] for name in ("symmetry templates", "SEP segments")]
+    assert known > max(tuned)
