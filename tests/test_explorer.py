@@ -88,20 +88,23 @@ def test_compose_refuses_what_does_not_fit(pair, generator):
 
 @pytest.mark.parametrize("reading", ["paper", "output", "composite", "reference"])
 def test_finding_agrees_with_the_discriminator(gan, pair, generator, reading):
-    examination = explorer.examine(gan, pair[0], reading=reading, references=pair, generator=generator)
+    others = pair.flip(-1)
+    examination = explorer.examine(gan, pair[0], reading=reading, references=others, generator=generator)
     with torch.no_grad():
-        logits = gan.discriminator(gan.prepare(pair)).flatten()
+        logits = gan.discriminator(gan.prepare(torch.cat([pair[:1], others]))).flatten()
     assert examination.maps.score.item() == pytest.approx(logits[0].item(), abs=1e-5)
     both = torch.stack([examination.positive, examination.negative])
     assert torch.equal(both, torch.stack(examination.maps.per_pixel())[:, 0]) and both.min() >= 0
     if reading == "reference":
         signed = examination.positive.sum() - examination.negative.sum()
-        assert signed.item() == pytest.approx((logits[0] - logits.mean()).item(), abs=1e-4)
+        assert signed.item() == pytest.approx((logits[0] - logits[1:].mean()).item(), abs=1e-4)
 
 
 def test_reference_reading_needs_references(gan, pair, generator):
     with pytest.raises(ValueError, match="references are needed"):
         explorer.examine(gan, pair[0], generator=generator)
+    with pytest.raises(ValueError, match="reference 1 equals image 0"):
+        explorer.examine(gan, pair[1], references=pair, generator=generator)
 
 
 def test_profile_of_a_constant_is_flat_and_of_a_ring_is_a_peak():
