@@ -5,18 +5,22 @@
 #   make app           the explorer of chapter 8 in the browser
 #   make lab           JupyterLab on the notebooks
 #   make bench         ratios against peers
+#   make colab         every notebook where only the package is installed, at Colab's versions
+#   make release       VERSION=0.2.0: number and tag everywhere, then the archive
 #   make constraints   pin the whole environment anew in constraints.txt
 #   make clean         remove _build (make distclean: .venv too)
-# Other settings: make book PRESET=laptop, make book PYTHON=python3.12
+# Other settings: make book PRESET=laptop, make book PYTHON=python3.12, make app PORT=8867
 
 PYTHON ?= python3
 PRESET ?= quick
+COLAB_PYTHON ?= python3.13
+PORT ?= 8866
 VENV := .venv
 EXTRAS := radio,sky,features,book,app,dask,test,bench
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := book
-.PHONY: env book archive test app lab bench constraints clean distclean
+.PHONY: env book archive test app lab bench colab release constraints clean distclean
 
 env: $(VENV)/.stamp
 
@@ -45,13 +49,19 @@ test: env
 	$(BIN)/python -m pytest -m book
 
 app: env
-	$(BIN)/python -m book.app
+	$(BIN)/python -m book.app --port $(PORT)
 
 lab: env
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_images.ipynb
 
 bench: env
 	$(BIN)/python -m benchmarks
+
+colab: env
+	$(BIN)/python -m book.colab --python $(COLAB_PYTHON)
+
+release: env
+	$(BIN)/python -m book.release $(VERSION)
 
 # uv only resolves here (for Python 3.11 and newer, all platforms in one file); pip installs.
 constraints:
