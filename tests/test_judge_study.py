@@ -1,6 +1,10 @@
 """The record of what each shipped judge is worth belongs to the weights that are shipped."""
 
+import copy
 import hashlib
+import json
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ from torch import nn
 
 from book import judge_study
 from galnb import evaluation, notebook
+from galnb.gans.deblender import DeblenderConfig, deblend, deblender
 from galnb.training import shipped
 from galnb.training.checkpoints import shipped_names
 
@@ -28,6 +33,54 @@ def test_the_figures_are_those_of_the_shipped_weights(name):
         assert len(judge[key]) == 2 and all(0 <= value <= 1 for value in judge[key])
     sentence = evaluation.judge_sentence(judge)
     assert ("too little" in sentence) == (min(judge["auc"]) < evaluation.LEAST_AUC)
+
+
+@pytest.mark.parametrize("name", shipped_names("deblender"))
+def test_a_fresh_judge_stands_beside_each_that_misses_the_limit(name):
+    judge = RECORD["judges"][name]
+    assert ("fresh" in judge) == (min(judge["auc"]) < evaluation.LEAST_AUC)
+    if "fresh" in judge:
+        assert judge["fresh"]["steps"] == judge_study.FRESH_STEPS
+        assert judge["fresh"]["images"] == judge_study.COUNT and not judge["fresh"]["batch_dependent"]
+
+
+def test_errors_are_enlarged_at_first_and_not_at_the_end():
+    true, drawn = torch.full((1, 2, 3, 4, 4), 0.5), torch.full((1, 2, 3, 4, 4), 0.52)
+    assert torch.allclose(judge_study.enlarged(true, drawn, 0), torch.tensor(0.66))
+    assert torch.allclose(judge_study.enlarged(true, drawn, 125), torch.tensor(0.59))
+    assert judge_study.enlarged(true, drawn, judge_study.ENLARGED_STEPS) is drawn
+    assert judge_study.enlarged(true, true + 0.4, 0).max() == 1
+
+
+def test_a_fresh_judge_learns_while_the_generator_stands_still(random_images):
+    config = DeblenderConfig(
+        size=16, width=4, root_blocks=1, branch_blocks=1, discriminator_width=4, dense=8, seed=3
+    )
+    gan = deblender(replace(config, discriminator_norm="group", discriminator_kernel=4))
+    before = copy.deepcopy(gan.generator.state_dict())
+    frames = (random_images.repeat(4, 1, 20, 20)[:, :, :72, :72] * 60).byte()  # dark, as galaxies are
+    fresh = judge_study.with_fresh_judge(gan, frames, rule="max", steps=40)
+    assert all(torch.equal(before[name], value) for name, value in gan.generator.state_dict().items())
+    assert fresh.generator is gan.generator and not fresh.discriminator.training
+    true = judge_study.blend_batches(frames, batch_size=12, seed=9, crop=48, size=16)(0)
+    drawn = deblend(gan, true["blended"])
+    found = evaluation.judge_figures(fresh, true["galaxies"], drawn)
+    assert min(found["auc"]) > 0.95  # an untrained generator draws grey
+    assert found["auc"] != evaluation.judge_figures(gan, true["galaxies"], drawn)["auc"]
+
+
+def test_only_what_is_named_is_measured_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(judge_study, "RECORD", tmp_path / "judges.json")
+    monkeypatch.setattr(judge_study, "measure", lambda name, folder: {"name": name, "folder": str(folder)})
+    monkeypatch.setattr(sys, "argv", ["judge_study", "zoo", "--only", "deblender-sum"])
+    judge_study.main()
+    written = json.loads((tmp_path / "judges.json").read_text())["judges"]
+    assert written.pop("deblender-sum") == {"name": "deblender-sum", "folder": "zoo"}
+    assert written == {name: figures for name, figures in RECORD["judges"].items() if name in written}
+    assert len(written) == len(NAMES) - 1
+    monkeypatch.setattr(sys, "argv", ["judge_study", "zoo", "--only", "deblender-som"])
+    with pytest.raises(ValueError, match=r"deblender-som.*unknown; known are .*deblender-sum"):
+        judge_study.main()
 
 
 def test_border_mass_finds_the_side_that_a_network_weighs():
