@@ -8,12 +8,12 @@ PLAN.json lists checkpoints of long trainings, each as a dictionary:
   seconds   of one thread that a step takes
   phase     what the step size did there: "start" (burn-in or warm-up), "full", "falling", "settled" (at zero)
 
-Each takes the same 300 blends of galaxies apart that no training saw, some 20 s of one core. Two lines are
-fitted to each network, by a rule that was fixed before any was drawn: PSNR against log2 of the compute,
-through all "settled" points, and through all "full" ones. A line needs two points that lie a factor of two
-apart. The interval is a bootstrap over blends; what another training would give it does not know, so the two
-lines, where both exist, say more about how far to trust an extrapolation. The record is
-`galnb/records/learning_curves.json`, which chapter 05 shows.
+Each takes the same 300 blends of galaxies apart that no training saw, some 20 s of one core; what was found
+stays beside it, so that a stopped program goes on. Two lines are fitted to each network, by a rule that was
+fixed before any was drawn: PSNR against log2 of the compute, through all "settled" points, and through all
+"full" ones. A line needs two points that lie a factor of two apart. The interval is a bootstrap over blends;
+what another training would give it does not know, so the two lines, where both exist, say more about how far
+to trust an extrapolation. The record is `galnb/records/learning_curves.json`, which chapter 05 shows.
 """
 
 import argparse
@@ -50,6 +50,23 @@ def operations(gan: Gan, blended: torch.Tensor) -> int:
     return counter.get_total_flops()
 
 
+def kept(file: Path, gan: Gan, blends: blending.Blends) -> tuple[torch.Tensor, float]:
+    """Return the PSNR (B,) in dB of each blend, mean of its galaxies, and the mean SSIM (range 2).
+
+    Both stay in a JSON file beside the checkpoint, so that what was stopped goes on.
+    """
+    place = file.with_suffix(".json")
+    if not place.is_file() or len(json.loads(place.read_text())["psnr"]) != len(blends):
+        drawn, truth = deblender.deblend(gan, blends.blended), blends.galaxies
+        found = {
+            "psnr": metrics.psnr(drawn, truth, data_range=1).mean(1).tolist(),
+            "ssim_range_2": metrics.ssim(drawn, truth, data_range=2).mean().item(),
+        }
+        write_atomically(place, json.dumps(found).encode())
+    found = json.loads(place.read_text())
+    return torch.tensor(found["psnr"]), found["ssim_range_2"]
+
+
 def measure(point: dict, folder: Path, blends: blending.Blends) -> tuple[dict, torch.Tensor]:
     """Return what one checkpoint reached, and the PSNR (B,) in dB of each blend, mean of its galaxies."""
     if set(point) != {"file", "network", "before", "seconds", "phase"} or point["phase"] not in PHASES:
@@ -57,9 +74,7 @@ def measure(point: dict, folder: Path, blends: blending.Blends) -> tuple[dict, t
         raise ValueError(f"the plan has {point!r}; expected {wanted}")
     file = folder / point["file"]
     checkpoint = load_checkpoint(file)
-    drawn, truth = deblender.deblend(checkpoint.gan, blends.blended), blends.galaxies
-    decibel = metrics.psnr(drawn, truth, data_range=1).mean(1)
-    structure = metrics.ssim(drawn, truth, data_range=2)
+    decibel, structure = kept(file, checkpoint.gan, blends)
     steps = point["before"] + checkpoint.step
     seen = steps * checkpoint.experiment["batch_size"]
     found = {
@@ -71,7 +86,7 @@ def measure(point: dict, folder: Path, blends: blending.Blends) -> tuple[dict, t
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "weights": sum(weight.numel() for weight in checkpoint.gan.generator.parameters()),
         "psnr": decibel.mean().item(),
-        "ssim_range_2": structure.mean().item(),
+        "ssim_range_2": structure,
     }
     return found, decibel
 

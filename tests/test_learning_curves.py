@@ -87,6 +87,7 @@ def test_a_curve_says_what_its_checkpoints_reached(plan, tmp_path, blends):
     assert last["psnr"][0] == pytest.approx(expected, abs=1e-3)
     assert last["psnr"][1] < last["psnr"][0] < last["psnr"][2]
     assert found["lines"]["settled"]["points"] == 2 and found["lines"]["full"] is None
+    assert learning_curves.curve(plan, tmp_path, blends) == found, "the second time, from the files kept"
 
 
 @pytest.mark.parametrize("wrong", [{"phase": "later"}, {"rate": 1}])
