@@ -73,13 +73,14 @@ def measure(gan: Gan, blends: blending.Blends, seen: torch.Tensor, features: tor
     }
 
 
-def kept(file: Path, *exam) -> dict[str, float]:
+def kept(file: Path, blends: blending.Blends, *exam) -> dict[str, float]:
     """Return what was measured of the run whose weights are in `file`; measure it first if it was not."""
     place = file.with_name("adversary.json")
-    if not place.is_file():
-        found = measure(load_checkpoint(file).gan, *exam)
-        write_atomically(place, json.dumps(found).encode())
-    return json.loads(place.read_text(encoding="utf-8"))
+    known = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {"blends": 0}
+    if known["blends"] != len(blends):
+        known = {"blends": len(blends), "scores": measure(load_checkpoint(file).gan, blends, *exam)}
+        write_atomically(place, json.dumps(known).encode())
+    return known["scores"]
 
 
 def paired(runs: dict[str, dict[str, dict]]) -> dict[str, list[float]]:
