@@ -1,4 +1,4 @@
-"""Serve the explorer as an app: `python -m book.app [--port 8866] [--no-browser]`.
+"""Serve the explorer as an app: `make app PORT=8866`, or `.venv/bin/python -m book.app --no-browser`.
 
 The cells of chapter 8 that are tagged "app" become a notebook of their own, which voila shows without code.
 """
@@ -6,6 +6,7 @@ The cells of chapter 8 that are tagged "app" become a notebook of their own, whi
 import argparse
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -51,6 +52,14 @@ def command(notebook: Path, *, port: int, browser: bool) -> list[str]:
     return [sys.executable, "-m", "voila", str(notebook), *options, *([] if browser else ["--no-browser"])]
 
 
+def refuse_taken(port: int) -> None:
+    """Exit with a sentence where a program listens there already: voila would silently take another port."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            way = f"stop it, or take another one: make app PORT={port + 1}"
+            sys.exit(f"Port {port} is taken, perhaps by an app that runs already; {way}")
+
+
 def main() -> None:
     """Command line; stays until it is interrupted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -58,6 +67,7 @@ def main() -> None:
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     parser.add_argument("--galaxyzoo", default="", help="folder or zip of Galaxy Zoo images to offer, too")
     chosen = parser.parse_args()
+    refuse_taken(chosen.port)
     values = {"out_dir": str(Path.cwd() / "galnb_output"), "galaxyzoo": chosen.galaxyzoo}
     folder = ROOT / "_build" / "app"
     notebook = extract(folder / "explorer.ipynb", parameters=values)

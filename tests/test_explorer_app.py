@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from book import app
 from book.app import extract
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,19 @@ def test_app_holds_the_parameters_and_every_cell_of_the_app(tmp_path):
     for cell in notebook.cells:
         if not cell.source.startswith("%"):
             compile(cell.source.replace("%matplotlib inline", ""), cell.id, "exec")
+
+
+def test_a_taken_port_is_said_before_the_address(capsys, monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setattr(sys, "argv", ["book.app", f"--port={port}"])
+        monkeypatch.setattr(app.os, "execv", lambda *_: pytest.fail("the app was started"))
+        with pytest.raises(SystemExit, match=rf"Port {port} is taken.*make app PORT={port + 1}"):
+            app.main()
+    assert not capsys.readouterr().out
+    assert app.refuse_taken(port) is None
 
 
 @pytest.fixture(scope="module")

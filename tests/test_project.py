@@ -322,15 +322,52 @@ def test_notebook_has_three_exercises_with_solutions(path):
         )
 
 
+def ledger():
+    """Rows of the tables of the ledger, as dictionaries by the beginning of the column's head."""
+    found, head = [], None
+    for line in (ROOT / "book/claims.md").read_text().splitlines():
+        cells = line.strip("| ").split(" | ")
+        if not line.startswith("|"):
+            head = None
+        elif head is None:
+            head = [re.split(r",? on \{\{", cell)[0] for cell in cells]
+        elif set(line) - set("|:- "):
+            found.append(dict(zip(head, cells, strict=True)))
+    return found
+
+
 def test_the_ledger_keeps_to_the_vocabulary_of_verdicts():
-    rows = [line for line in (ROOT / "book/claims.md").read_text().splitlines() if line.startswith("| ")]
-    verdicts = [row.strip("| ").split(" | ")[-1] for row in rows]
+    verdicts = [row["verdict"] for row in ledger() if "verdict" in row]
     assert len(verdicts) > 70
     for verdict in verdicts:
-        words = (
-            r"reproduced|partly|not reproduced|open: needs |done|reached in|completeness: |verdict|:-- |\{\{"
-        )
-        assert re.match(words, verdict) or verdict == ":--", verdict
+        words = r"reproduced|partly|not reproduced|open: needs |done|reached in|completeness: |\{\{"
+        assert re.match(words, verdict), verdict
+
+
+def test_every_row_of_the_ledger_has_our_number():
+    rows = ledger()
+    assert 8 <= sum("how sure we are" in row for row in rows) <= 15, "a first screen"
+    for row in rows:
+        number = re.sub(r"\{\w+(:\w+)?\}`[^`]*`|chapter \d+", "", row["our number"])  # where it stands
+        assert "{{" in number or re.search(r"\d", number) or re.match(r"none\b", number), number
+
+
+def test_the_ledger_quotes_what_the_notebooks_record():
+    kept = {path.stem: recorded(path) for path in NOTEBOOKS}
+    quoted = re.findall(r"\{\{ r_(\w+) \}\}", (ROOT / "book/claims.md").read_text())
+    assert len(set(quoted)) > 100
+    for value in quoted:
+        (name,) = [name for name in kept if value.startswith(f"{name}_")]
+        rest = value.removeprefix(f"{name}_")
+        assert any(rest == key or rest.startswith(f"{key}_") for key in kept[name]), value
+
+
+def recorded(path):
+    """Names that the code of a notebook gives to `run.record`."""
+    trees = (ast.parse(re.sub(r"(?m)^( *)%.*$", r"\1pass", cell.source)) for cell in code(path))
+    calls = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call))
+    asked = (call for call in calls if ast.unparse(call.func) == "run.record")
+    return {keyword.arg for call in asked for keyword in call.keywords} - {None}
 
 
 @each_notebook
@@ -368,3 +405,16 @@ def test_figure_names_are_unique_in_the_book():
     ]
     names = [name for name in named if name]
     assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
+
+
+BARE = re.compile(r"(?<![\w/!])python -m (galnb|book|benchmarks)\b")
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md")), *NOTEBOOKS])
+def test_commands_name_the_environment_that_make_builds(path):
+    """Taken literally after `make book`, a bare `python` is the system's, which has no galnb."""
+    texts = [path.read_text(encoding="utf-8")]
+    if path.suffix == ".ipynb":
+        texts = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
+    found = [line for text in texts for line in text.splitlines() if BARE.search(line)]
+    assert [line for line in found if ".venv/bin/activate" not in line] == [], "say .venv/bin/python -m ..."
