@@ -131,5 +131,16 @@ def test_run_times_are_those_of_the_last_run(pages):
         assert re.search(rf"{path.stem}\s+quick\s+cpu|{path.stem}\s+quick\s+cuda", text), path.stem
 
 
+def test_every_row_of_the_ledger_shows_a_number_and_a_verdict(pages):
+    tables = article(pages["book/claims.html"]).find_all("table")
+    heads = [[cell.get_text(strip=True) for cell in table.find_all("th")] for table in tables]
+    assert len(tables) > 8 and "how sure we are" in heads[0]
+    for table, head in zip(tables, heads, strict=True):
+        (place,) = [place for place, text in enumerate(head) if text.startswith("our number")]
+        for row in table.find("tbody").find_all("tr"):
+            cells = [cell.get_text(" ", strip=True) for cell in row.find_all("td")]
+            assert all(cells) and re.search(r"\d|^none\b", cells[place]), cells
+
+
 def test_first_address_leads_to_the_welcome_page(pages):
     assert "book/index.html" in (HTML / "index.html").read_text()

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import galnb
-from book import notebooks
+from book import colab, notebooks
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -93,22 +93,11 @@ def test_torch_and_torchvision_are_a_pair():
 
 
 def test_floors_are_met_by_colab():
-    # Versions of Colab's runtime of August 2026; installing galnb there must replace none of them.
-    colab = {
-        "ipywidgets": "7.7.1",
-        "matplotlib": "3.10.0",
-        "numpy": "2.1.3",
-        "pillow": "11.3.0",
-        "safetensors": "0.8.0",
-        "scikit-image": "0.25.2",
-        "scipy": "1.16.3",
-        "torch": "2.11.0",
-        "tqdm": "4.67.3",
-        "astropy": "7.2.2",
-    }
-    for requirement in map(Requirement, [*PROJECT["dependencies"], *EXTRAS["sky"], *EXTRAS["radio"]]):
-        if requirement.name in colab:
-            assert requirement.specifier.contains(colab[requirement.name]), requirement
+    # Installing galnb there must replace none of what is there.
+    groups = [PROJECT["dependencies"], *(EXTRAS[name] for name in ("radio", "sky", "features"))]
+    for requirement in map(Requirement, itertools.chain(*groups)):
+        if found := colab.pins().get(canonicalize_name(requirement.name)):
+            assert requirement.specifier.contains(found), requirement
 
 
 # ---- address, version, citation
