@@ -201,6 +201,32 @@ def test_callback_and_history_see_every_step_and_networks_end_in_eval_mode(capsy
     assert "generator/total=" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "kernel, shown",
+    [
+        (SimpleNamespace(get_parent=lambda: {"content": {"allow_stdin": True}}), True),  # a browser
+        (SimpleNamespace(get_parent=lambda: {"content": {"allow_stdin": False}}), False),  # papermill
+        (SimpleNamespace(get_parent=dict), False),
+        (SimpleNamespace(), False),  # IPython in a terminal
+        (None, False),
+    ],
+)
+def test_a_bar_is_drawn_where_somebody_watches_a_notebook(capsys, monkeypatch, kernel, shown):
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
+    train(plain_gan(), batches(), TrainingConfig(steps=1, **CPU))
+    said = capsys.readouterr().err
+    assert ("1/1" in said and "generator/total=" in said) == shown and "generator/mse" not in said
+
+
+def test_a_kernel_tells_a_browser_from_a_program():
+    jupyter = pytest.importorskip("jupyter_client")
+    ask = {"code": "from galnb.training import _watched", "user_expressions": {"shown": "_watched()"}}
+    with jupyter.run_kernel(kernel_name="python3") as client:
+        for answers in (True, False):
+            reply = client.execute(**ask, allow_stdin=answers, reply=True, timeout=180)["content"]
+            assert reply["user_expressions"]["shown"]["data"]["text/plain"] == str(answers)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e9])
 def test_a_bad_loss_stops_with_its_step_and_keeps_the_last_good_point(tmp_path, bad):
     gan = replace(deblender(TINY))
