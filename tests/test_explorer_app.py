@@ -101,5 +101,10 @@ def test_slider_moves_the_picture_and_bad_upload_gets_a_message(address, tmp_pat
             page.get_by_role("button", name="Upload").click()
         chooser.value.set_files(bad)
         page.get_by_text("galaxy.jpg: cannot be used as picture").wait_for()
+        shown = "[...document.querySelectorAll('.widget-dropdown, .widget-hslider, img.widget-image')]"
+        for width in (1240, 420):
+            page.set_viewport_size({"width": width, "height": 900})
+            edges = f"{shown}.map(e => e.getBoundingClientRect()).flatMap(r => [r.left, r.right])"
+            page.wait_for_function(f"{edges}.every(x => x >= 0 && x <= {width})")
         assert not foreign and not page.get_by_text("Traceback").count()
         browser.close()
