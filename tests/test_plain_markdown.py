@@ -139,3 +139,16 @@ def test_links_inside_the_book_lead_somewhere(path):
             assert unquote(place) in headings(goal), f"[{text}]({target})"
         if number := re.fullmatch(r"[Cc]hapter (\d+)", " ".join(text.split())):
             assert goal.name.startswith(f"{int(number[1]):02d}_"), f"[{text}]({target})"
+
+
+# ---- what a lone copy may read
+
+
+@each_notebook
+def test_a_lone_copy_finds_its_records_in_the_package(path):
+    cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    for name in re.findall(r'\brecord\("(\w+)"\)', "\n".join(cells)):
+        assert (ROOT / "galnb" / "records" / f"{name}.json").is_file(), name
+    for source in cells:
+        code = re.sub(r"#.*|\"[^\"\n]*\bpapermill\b[^\"\n]*\"|\"-p [^\"\n]*\"", "", source)
+        assert "../" not in code, "nothing lies beside a lone copy"
