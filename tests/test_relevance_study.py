@@ -115,13 +115,9 @@ def test_grad_cam_and_occlusion_find_the_pixel_that_counts():
 def test_one_mark_counts_a_perfect_map_as_perfect(monkeypatch):
     plan = PLANS[0]
 
-    class Judge(nn.Module):  # right about every image: its first call of `logits_of` only needs a sign
-        def forward(self, images):
-            return self.sign * torch.ones(len(images), 1)
+    seen = []
 
-    judge, seen = Judge(), []
-
-    def logits_of(net, images):
+    def logits_of(net, images):  # right about every image
         seen.append(images)
         return torch.ones(len(images)) * (1 if len(seen) == 1 else -1)
 
@@ -132,19 +128,20 @@ def test_one_mark_counts_a_perfect_map_as_perfect(monkeypatch):
         zero = torch.zeros(len(exam.both))
         return Polarized(*places, zero, torch.zeros(len(zero), 2), "paper", zero, {})
 
-    page = PAGE.__class__(**{**vars(PAGE), "logits_of": logits_of, "read": perfect})
+    page = PAGE.__class__(**vars(PAGE) | {"logits_of": logits_of, "read": perfect})
     exam = PAGE.Exam(*[torch.zeros(4, 3, 32, 32)] * 5)
-    found = study.one_mark(page, judge, plan, exam, count=4)
+    found = study.one_mark(page, None, plan, exam, count=4)
     assert set(found) == set(study.ONE_MARK)
     assert found["paper"]["hit"] == [1, 1] and found["paper"]["sign"] == [1, 1]
     assert found["paper"]["held"] == pytest.approx([16, 16])  # of 1024 pixels a mark has 64
 
 
+@pytest.mark.filterwarnings("ignore::galnb.relevance.JudgeWarning")
 def test_believe_gives_a_map_that_does_not_change_a_correlation_of_one():
     net, plan = PAGE.new_net(PLANS[0]).eval(), PLANS[0]
-    exam, _ = PAGE.examine(net, plan, count=2)
+    exam, _ = PAGE.examine(net, plan, count=study.FEW)
     same = PAGE.read("paper", net, exam)
-    page = PAGE.__class__(**{**vars(PAGE), "read": lambda name, net, exam: same})
+    page = PAGE.__class__(**vars(PAGE) | {"read": lambda name, net, exam: same})
     found = study.believe(page, net, exam, (1.0, 2.0), plan.low)
     assert found["paper"]["shuffled"] == pytest.approx([1] * 4) and len(found["paper"]["noise"]) == 3
     real, fake = found["random region"]["flipping"]
@@ -156,6 +153,10 @@ def test_record_is_that_of_this_study():
     assert RECORD["shares"] == pytest.approx(PAGE.SHARES.tolist())
     assert [row["plan"] for row in RECORD["rows"]] == [dataclasses.asdict(plan) for plan in PLANS]
     learned = [row for row in RECORD["rows"] if row["accuracy"] >= 0.99]
+    assert (
+        sum(row["plan"]["world"] == "point and arc" and row["plan"]["norm"] != "group" for row in learned)
+        >= 10
+    )
     for row in learned:
         assert set(row["methods"]) == set(PAGE.METHODS) and set(row["one_mark"]) == set(study.ONE_MARK)
         assert set(row["believe"]) == {*study.BELIEVED, "random region"}
