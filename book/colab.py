@@ -21,6 +21,7 @@ import nbclient
 import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from book.notebooks import INSTALL
 from book.run_notebooks import ROOT, notebook_paths
@@ -143,8 +144,8 @@ def main() -> int:
             wrong = differences(executed, nbformat.read(book / path.name, 4))
             if verdicts(place) != verdicts(book / path.stem):
                 wrong.append(f"verdicts: {verdicts(place)}, in the book {verdicts(book / path.stem)}")
-        except nbclient.exceptions.CellExecutionError as error:
-            wrong = [str(error)[-1000:]]
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            wrong = [f"{type(error).__name__}: {str(error)[-1000:]}"]
         print(
             f"{path.stem}: {'complete' if not wrong else 'NOT'} ({time.perf_counter() - started:.0f} s)",
             flush=True,
