@@ -119,7 +119,8 @@ def polarized_relevance(
 
     R_i = sum_j [z_ij]± / (sum_k [z_kj]± + [b_j]±) R_j with z_ij = x_i w_ij (Eq. 3): products are truncated,
     not weights. Both maps of "paper" and "output" start from 1. On planted truth these two do not tell
-    evidence for "real" from evidence for "fake", and "reference" does. Batch norm draws a `JudgeWarning`.
+    evidence for "real" from evidence for "fake", and "reference" does, but not behind group norm. Batch norm
+    draws a `JudgeWarning`.
     """
     one_of("reading", reading, READINGS)
     if layers := batch_dependent(model):
