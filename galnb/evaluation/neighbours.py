@@ -70,7 +70,7 @@ def nearest(
     images = check_images(images).detach().cpu()
     height, width = images.shape[-2:]
     if min(height, width) < WINDOW or (symmetries and height != width):
-        raise ValueError(f"got images of {height} x {width} px; expected {WINDOW} or more, turned: squares")
+        raise ValueError(f"got {height} x {width} px; expected {WINDOW} or more, symmetries: squares")
     scores, places, seen = torch.zeros(len(images), 0), torch.zeros(len(images), 0, dtype=torch.int64), 0
     for piece in _pieces(bank, min(_PIECE, max(1, _MEMORY // (4 * images[0].numel())))):
         if piece.shape[1:] != images.shape[1:]:
