@@ -215,7 +215,7 @@ KEY_NUMBERS = [
     ("09_phantom_boundary", "histogram_p/zeros", 0, 1e-6, "black against sky in one fixed image"),
     ("09_phantom_boundary", "histogram_p/noise", 1e-3, 1, "noise like the sky against sky in the same image"),
     ("09_phantom_boundary", "control_auc/zeros over noise", 0.9, 1, "a judge whose only cue is the frame"),
-    ("09_phantom_boundary", "control_share/sky", 0.6, 1, "its map lies in the frame, whose area is near 0.5"),
+    ("09_phantom_boundary", "control_share/composite", 0.6, 1, "its map lies in the frame, whose area is near 0.5"),
     ("09_phantom_boundary", "control_share/black", 0, 0.1, "black is nothing new to a black reference"),
     ("09_phantom_boundary", "map_in_fill/[0, 1]", 0, 1e-6, "an input of 0 gets no relevance"),
     ("09_phantom_boundary", "map_in_fill/[-1, 1]", 0.4, 1, "the same network, another door"),
