@@ -7,7 +7,9 @@ adds what the page has no room for: a third world, more methods, images with one
 need no truth, on every network. FOLDER keeps networks and rows, so that a run can be continued; some 40
 minutes of one thread. `galnb/records/06_polarized_lrp.json` is written.
 
-`RULE` was written down, and the third world invented, before any network of that world was trained.
+`RULE` was written down, and the third world invented, before any network of that world was trained. It
+was not touched since. But too few networks learned that world at first: training was prolonged until unseen
+images are told right, and two networks were added, when the maps of two networks had been seen.
 """
 
 import argparse
