@@ -317,7 +317,7 @@ def test_photutils_is_told_to_be_silent_only_where_it_must_be(monkeypatch, versi
 
 def test_an_image_set_is_no_field(generator):
     found = images.ImageSet(torch.zeros(2, 3, 32, 32), ("a", "b"), "nowhere")
-    with pytest.raises(ValueError, match=r"got ImageSet, expected one image .*\.pixels\[0\]"):
+    with pytest.raises(ValueError, match=r"got ImageSet, expected .*\.pixels"):
         detect(found)
     with pytest.raises(ValueError, match="got ImageSet"):
         classical.sep_segments(found)

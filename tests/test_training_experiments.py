@@ -205,7 +205,7 @@ def test_a_file_of_yours_is_laid_over_what_it_is_like(tmp_path):
         ('[a]\nlike = "phantom"\nmodel.width = "8"', "width='8': expected a whole number"),
         ('[a]\nlike = "phantom"\nmodel.width = 8.0', "width=8.0: expected a whole number"),
         ('[a]\nlike = "phantom"\nmodel.width = true', "width=True: expected a whole number"),
-        ('[a]\nlike = "phantom"\nmodel = 3', "DeblenderConfig: got int, expected a table"),
+        ('[a]\nlike = "phantom"\nmodel = 3', "DeblenderConfig: got int, expected Mapping; a table"),
         ('[a]\nlike = "phantom"\nmodel.widths = [8, "8"]', "widths='8': expected a whole number"),
         ('[a]\nlike = "phantom"\ntraining.stages = [["final", 2.0]]', "stages .*a share in"),
         ('[a]\nlike = "phantom"\ntraining.learning_rate = -1', "learning_rate=-1: expected"),
