@@ -5,7 +5,7 @@ python -m book.colab [--python python3.13] [--folder _build/colab] [01 02 ...]
 Makes an environment with the versions of `book/colab_versions.txt`, installs galnb there from a wheel with
 what the install cell asks for, and looks that nothing was replaced. Each notebook is copied into an empty
 folder and run by that environment's kernel. A notebook passes if each of its cells shows the kinds of output
-that it shows in the book (`_build/executed/quick`, so `make book` comes first) and its verdicts are the same.
+that it shows in the book (run here where `_build` does not hold it yet) and its verdicts are the same.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from book.notebooks import INSTALL
-from book.run_notebooks import ROOT, notebook_paths
+from book.run_notebooks import ROOT, notebook_paths, run
 
 VERSIONS = ROOT / "book" / "colab_versions.txt"
 CELL_SECONDS = 900
@@ -106,10 +106,14 @@ def differences(here: nbformat.NotebookNode, book: nbformat.NotebookNode) -> lis
     ]
 
 
-def verdicts(folder: Path) -> dict:
-    """Return what the only `results.json` below a folder says was decided."""
+def results(folder: Path) -> dict:
+    """Return the content of the only `results.json` below a folder."""
     (file,) = folder.rglob("results.json")
-    results = json.loads(file.read_text(encoding="utf-8"))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def decided(results: dict) -> dict:
+    """Return what a run decided, out of its results."""
     return {name: results[name] for name in ("verdict", "verdicts", "decided") if name in results}
 
 
@@ -137,13 +141,14 @@ def main() -> int:
     for path in notebook_paths():
         if given.chapters and path.stem[:2] not in given.chapters:
             continue
-        started, book = time.perf_counter(), ROOT / "_build" / "executed" / "quick"
-        place = folder / "runs" / path.stem
+        book = run(path)  # from _build, unless something changed
+        started, place = time.perf_counter(), folder / "runs" / path.stem
         try:
             executed = run_alone(path, python, place)
-            wrong = differences(executed, nbformat.read(book / path.name, 4))
-            if verdicts(place) != verdicts(book / path.stem):
-                wrong.append(f"verdicts: {verdicts(place)}, in the book {verdicts(book / path.stem)}")
+            wrong = differences(executed, nbformat.read(book.notebook, 4))
+            here, there = decided(results(place)), decided(book.results)
+            if here != there:
+                wrong.append(f"verdicts: {here}, in the book {there}")
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             wrong = [f"{type(error).__name__}: {str(error)[-1000:]}"]
         print(

@@ -45,10 +45,10 @@ def test_cells_that_the_book_leaves_out_need_no_equal():
     assert colab.differences(ran(app=[PICTURE], table=[SAID]), book) == []
 
 
-def test_verdicts_are_read_from_the_only_results(tmp_path):
+def test_what_was_decided_is_read_from_the_only_results(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "results.json").write_text(json.dumps({"verdicts": {"a": "open"}, "found": 1}))
-    assert colab.verdicts(tmp_path) == {"verdicts": {"a": "open"}}
+    assert colab.decided(colab.results(tmp_path)) == {"verdicts": {"a": "open"}}
 
 
 def test_a_lone_copy_runs_all_cells_in_an_empty_folder(tmp_path):
