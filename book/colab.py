@@ -63,7 +63,14 @@ def run_alone(path: Path, python: Path, folder: Path) -> nbformat.NotebookNode:
     folder.mkdir(parents=True)
     notebook = nbformat.read(shutil.copy(path, folder), 4)
     specification = KernelSpecManager().get_kernel_spec("python3")
-    specification.argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    specification.argv = [
+        str(python),
+        "-Xfrozen_modules=off",
+        "-m",
+        "ipykernel_launcher",
+        "-f",
+        "{connection_file}",
+    ]
     manager = AsyncKernelManager()
     manager._kernel_spec = specification
     client = nbclient.NotebookClient(
