@@ -44,13 +44,32 @@ def figures_of(checkpoint: Checkpoint, folder: Path, *, count: int = COUNT) -> d
     return evaluation.judge_figures(checkpoint.gan, blends.galaxies, drawn)
 
 
-def enlarged(true: torch.Tensor, drawn: torch.Tensor, step: int) -> torch.Tensor:
-    """Return drawings in [0, 1] whose errors are enlarged, by 8 at step 0 and ever less until step 250.
+def enlargement(step: int) -> float:
+    """Return by how much the errors of drawings are enlarged at this step: 8 at first, 1 from step 250 on.
 
     Without, a fresh judge of good drawings finds nothing to begin with and stays at chance.
     """
-    factor = 1 + (ENLARGED - 1) * max(0.0, 1 - step / ENLARGED_STEPS)
+    return 1 + (ENLARGED - 1) * max(0.0, 1 - step / ENLARGED_STEPS)
+
+
+def enlarged(true: torch.Tensor, drawn: torch.Tensor, step: int) -> torch.Tensor:
+    """Return drawings in [0, 1] whose errors are enlarged as is right at this step."""
+    factor = enlargement(step)
     return drawn if factor == 1 else (true + factor * (drawn - true)).clamp(0, 1)
+
+
+def optimizer_of(gan: Gan) -> torch.optim.Optimizer:
+    """Return what trains the judge, which goes to training mode."""
+    return torch.optim.Adam(gan.discriminator.train().parameters(), lr=FRESH_RATE)
+
+
+def learn(gan: Gan, optimizer: torch.optim.Optimizer, real: torch.Tensor, drawn: torch.Tensor) -> None:
+    """Take one step of a judge on real and drawn images (B, C, H, W) in [0, 1], both in one batch."""
+    images = gan.prepare(torch.cat([real, drawn])).contiguous(memory_format=torch.channels_last)
+    real_logits, fake_logits = gan.discriminator(images).chunk(2)
+    optimizer.zero_grad()
+    discriminator_bce(real_logits, fake_logits).backward()
+    optimizer.step()
 
 
 def with_fresh_judge(
@@ -58,22 +77,19 @@ def with_fresh_judge(
 ) -> Gan:
     """Return a deblender with a new judge of the same config, trained while the generator stands still.
 
-    frames: training galaxies, (B, C, 424, 424) in 0..255. Every batch is turned by one of 8 symmetries.
+    frames: training galaxies, (B, C, 424, 424) in 0..255.
     """
     size, crop = gan.config.size, 3 * gan.config.size
-    judge = deblender.deblender(replace(gan.config, seed=seed)).discriminator.train()
-    judge = judge.to(memory_format=torch.channels_last)
+    judge = deblender.deblender(replace(gan.config, seed=seed)).discriminator
+    fresh = replace(gan, discriminator=judge.to(memory_format=torch.channels_last))
     feed = blend_batches(frames, batch_size=FRESH_BATCH, seed=seed, rule=rule, crop=crop, size=size)
-    optimizer = torch.optim.Adam(judge.parameters(), lr=FRESH_RATE)
+    optimizer = optimizer_of(fresh)
     for step in range(steps):
         batch = feed(step)
         true, drawn = batch["galaxies"], deblender.deblend(gan, batch["blended"])
-        pair = torch.cat([true, enlarged(true, drawn, step)]).flatten(0, 1)
-        given = gan.prepare(pair).contiguous(memory_format=torch.channels_last)
-        optimizer.zero_grad()
-        discriminator_bce(*judge(given).chunk(2)).backward()
-        optimizer.step()
-    return replace(gan, discriminator=judge.eval())
+        learn(fresh, optimizer, true.flatten(0, 1), enlarged(true, drawn, step).flatten(0, 1))
+    judge.eval()
+    return fresh
 
 
 def fresh_figures(checkpoint: Checkpoint, folder: Path, *, count: int = COUNT) -> dict:

@@ -11,17 +11,16 @@ from pathlib import Path
 
 import torch
 
+from book.judge_study import FRESH_BATCH, enlargement, learn, optimizer_of
 from galnb import blending, training
 from galnb.blending import batches
 from galnb.gans import Gan, deblender
-from galnb.gans.losses import RECONSTRUCTIONS, discriminator_bce
+from galnb.gans.losses import RECONSTRUCTIONS
 from galnb.images import turned
 from galnb.training import experiments
 
 FILLS, COMMON_SEED = ("zeros", "reflect", "noise"), 100
-JUDGE_RATE, JUDGE_BATCH = 5e-4, 8
 START_BLENDS, START_STEPS, SETTLE_STEPS = 2800, 600, 100
-ENLARGED, RAMP = 8.0, 250
 
 
 def feed_of(frames: torch.Tensor, fill: str, batch_size: int, seed: int, turn_first: float = 0.0):
@@ -68,19 +67,6 @@ def start_bank(fill: str, frames: torch.Tensor, common: Path) -> tuple[torch.Ten
     return torch.load(file)
 
 
-def learn(gan: Gan, optimizer: torch.optim.Optimizer, real: torch.Tensor, drawn: torch.Tensor) -> None:
-    """Take one step of a judge on real and drawn images (B, C, H, W) in [0, 1], both in one batch."""
-    images = gan.prepare(torch.cat([real, drawn])).contiguous(memory_format=torch.channels_last)
-    real_logits, fake_logits = gan.discriminator(images).chunk(2)
-    optimizer.zero_grad()
-    discriminator_bce(real_logits, fake_logits).backward()
-    optimizer.step()
-
-
-def optimizer_of(gan: Gan) -> torch.optim.Optimizer:
-    return torch.optim.Adam(gan.discriminator.train().parameters(), lr=JUDGE_RATE)
-
-
 def learn_alone(gan: Gan, bank: tuple[torch.Tensor, ...], steps: int, seed: int) -> None:
     """Train the judge on a bank of (real, clean, error), in place; drawn is clean + error, enlarged at first.
 
@@ -88,11 +74,10 @@ def learn_alone(gan: Gan, bank: tuple[torch.Tensor, ...], steps: int, seed: int)
     """
     optimizer, draw = optimizer_of(gan), torch.Generator().manual_seed(seed)
     for step in range(steps):
-        chosen = torch.randint(len(bank[0]), (JUDGE_BATCH,), generator=draw)
+        chosen = torch.randint(len(bank[0]), (FRESH_BATCH,), generator=draw)
         turn = int(torch.randint(8, (), generator=draw))
         real, clean, error = (part[chosen].float().flatten(0, -4) for part in bank)
-        larger = 1 + (ENLARGED - 1) * max(0.0, 1 - step / RAMP)
-        drawn = (clean + larger * error).clamp(0, 1)
+        drawn = (clean + enlargement(step) * error).clamp(0, 1)
         learn(gan, optimizer, turned(real, turn), turned(drawn, turn))
     gan.discriminator.eval()
 

@@ -19,7 +19,7 @@ import nbformat
 import yaml
 
 from book.run_notebooks import ROOT, Executed
-from galnb.notebook import RESERVED
+from galnb.files import RESERVED
 
 PROMPTS = {
     "solution": "solution",

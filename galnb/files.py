@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+RESERVED = ("run", "exercises", "solutions")  # of results.json: what no chapter records
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file as a whole: a reader sees the old content or the new, never a part; makes its folder."""

@@ -20,11 +20,10 @@ import numpy as np
 import torch
 
 from galnb.checks import at_least, one_of
-from galnb.files import write_atomically
+from galnb.files import RESERVED, write_atomically
 from galnb.training import experiments
 
 RECORDS = Path(__file__).parent / "records"
-RESERVED = ("run", "exercises", "solutions")  # of results.json: what no chapter records
 _PACKAGES = ("galnb", "torch", "torchvision", "numpy", "scikit-image", "matplotlib")
 
 

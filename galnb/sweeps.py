@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from galnb import __version__
 from galnb.checks import at_least, optional
-from galnb.files import imported, write_atomically
+from galnb.files import RESERVED, imported, write_atomically
 
 _ATTEMPTS = 3  # of a point whose process dies
 _Point = dict[str, Any]
@@ -218,4 +218,4 @@ def _run_notebook(notebook: Path, point: _Point, folder: Path) -> _Point:
     if len(written) != 1:
         raise ValueError(f"{copy.name} wrote {len(written)} results.json below out_dir; expected one")
     kept = json.loads(written[0].read_text(encoding="utf-8")) | {"executed": f"{folder.name}/{copy.name}"}
-    return {name: value for name, value in kept.items() if name not in ("run", "exercises", "solutions")}
+    return {name: value for name, value in kept.items() if name not in RESERVED}
